@@ -1,0 +1,10 @@
+"""Vim-Nano on the handwritten digits of scikit-learn.
+
+Paper: https://arxiv.org/abs/2401.09417 (the architecture; this size and recipe are ours).
+Command: python tools/train.py configs/vim/vim-nano_1xb64_digits.py
+"""
+
+_base_ = ["../_base_/datasets/digits.py", "../_base_/schedules/adamw_cosine.py", "../_base_/runtime.py"]
+
+model = dict(model_name="vim_nano", in_chans=1, num_classes=10)
+optimizer = dict(lr=2e-3)

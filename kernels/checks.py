@@ -1,0 +1,39 @@
+"""What every op asks of its tensors: shapes, dtypes, devices; and the layout it gives its results."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check(
+    name: str,
+    tensor: Tensor | None,
+    letters: str,
+    sizes: tuple[int, ...],
+    dtypes: Sequence[torch.dtype],
+    device: torch.device,
+) -> None:
+    """Raise ValueError unless the tensor, if given, has the sizes that the letters name, one of the dtypes, and the device."""
+    if tensor is None:
+        return
+    if tensor.shape != sizes:
+        raise ValueError(f"{name} must be ({letters}) = {sizes}, got {tuple(tensor.shape)}")
+    if tensor.dtype not in dtypes:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{name} must be {names}, got {str(tensor.dtype).removeprefix('torch.')}")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+
+
+def check_dim(name: str, tensor: Tensor, letters: str) -> None:
+    """Raise ValueError unless the tensor has a dimension for each letter and is not empty."""
+    if tensor.dim() != letters.count(",") + 1:
+        raise ValueError(f"{name} must be ({letters}), got {tuple(tensor.shape)}")
+    if 0 in tensor.shape:
+        raise ValueError(f"{name} must not be empty, got {tuple(tensor.shape)}")
+
+
+def empty_rows(like: Tensor, b: int, k: int, *sizes: int) -> Tensor:
+    """An empty (b, k, ...) tensor whose memory holds one direction after the other: a batched product reads it as it is."""
+    return like.new_empty(k, b, *sizes).transpose(0, 1)

@@ -1,0 +1,267 @@
+// Native CPU kernels: selective scan, depthwise causal convolution, RMSNorm; float32, behind a plain C interface.
+//
+// Channels lie in the SIMD lanes and time is cut into short chunks, the outer loop, so that everything a chunk needs
+// stays in the first-level cache. The kernels themselves are in cpu_kernels.h, which is compiled once for each
+// instruction set; the best one the processor has is chosen at run time.
+//
+// Do not build this with -ffast-math: it would fold away the rounding trick in exp2.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <dlfcn.h>
+#include <link.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// A tensor whose channels are contiguous; strides count floats. A direction stride of 0 shares it among directions.
+struct Rows {
+  float* data;
+  int64_t image, direction, token, group;
+
+  float* at(int64_t b, int64_t k, int64_t t, int64_t g = 0) const {
+    return data + b * image + k * direction + t * token + g * group;
+  }
+};
+
+// Sizes: b images, k directions, l tokens, d channels, g groups of B and C, n states.
+struct Scan {
+  int64_t images, directions, tokens, channels, groups, states;
+  int64_t piece;     // channels one task works on, all of one group: they share the rows of B and C
+  int64_t reverse;   // bit k set: direction k runs from the last token to the first
+  int64_t softplus;  // delta goes through softplus
+  int64_t combined;  // the directions are added up into one y
+  float scale;       // what the combined y is multiplied with
+  Rows u, delta, B, C, z, y, ungated;
+  const float *A, *D, *delta_bias, *initial_state;  // (k, d, n), (k, d), (k, d), (b, k, d, n); all but A may be null
+  float *last_state, *saved;                        // (b, k, d, n), (b, k, chunks, n, d); may be null
+};
+
+struct ScanGrads {
+  Rows y, u, delta, z, B, C;  // B and C: one partial sum a piece of channels, in the place of the group
+  const float* last_state;
+  float *A, *D, *delta_bias, *initial_state;  // one an image: (b, k, d, n), (b, k, d), (b, k, d), (b, k, d, n)
+};
+
+struct Conv {
+  int64_t images, directions, tokens, channels, width;
+  int64_t piece;
+  int64_t reverse;
+  int64_t silu;
+  Rows x, y;
+  const float *weight, *bias;  // (k, d, width), (k, d) or null
+};
+
+struct ConvGrads {
+  Rows y, x;
+  float *weight, *bias;  // one an image: (b, k, d, width), (b, k, d)
+};
+
+struct Norm {
+  int64_t rows, channels;
+  float eps;
+  const float *x, *weight;
+  float* y;
+};
+
+struct NormGrads {
+  const float* y;
+  float *x, *weight;  // (rows, d), (groups of kNormRows rows, d)
+};
+
+constexpr int64_t kNormRows = 32;  // a task's rows: the gradient of the weight has a partial sum for each task
+constexpr int64_t kSaved = 16;   // steps between two states kept for the backward pass
+
+// A run of channels of one group. Each group is cut into pieces of the same width, fewer channels in the last.
+struct Piece {
+  int64_t group, first, end, index;
+};
+
+int64_t pieces_of(int64_t channels, int64_t groups, int64_t width) {
+  return groups * ((channels / groups + width - 1) / width);
+}
+
+Piece piece_of(int64_t channels, int64_t groups, int64_t width, int64_t index) {
+  const int64_t in_group = channels / groups, each = pieces_of(channels, groups, width) / groups;
+  const int64_t group = index / each, first = group * in_group + index % each * width;
+  return {group, first, std::min(first + width, (group + 1) * in_group), index};
+}
+
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) {
+    const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+    data_ = static_cast<T*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64)));
+    if (data_ == nullptr) throw std::bad_alloc();
+    std::memset(static_cast<void*>(data_), 0, bytes);
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T& operator[](int64_t i) { return data_[i]; }
+  T* data() { return data_; }
+
+ private:
+  T* data_;
+};
+
+// Decayed states end as denormal numbers, which cost a hundred cycles each: take them as zero while a task runs.
+class FlushDenormals {
+#if defined(__x86_64__)
+ public:
+  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#else
+ public:
+  FlushDenormals() {}
+#endif
+};
+
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+// GOMP_parallel of the OpenMP library PyTorch has already loaded: a second team of threads would spin against it.
+Parallel find_openmp() {
+#if defined(__linux__)
+  void* found = nullptr;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* out) {
+        if (info->dlpi_name == nullptr || std::strstr(info->dlpi_name, "libgomp") == nullptr) return 0;
+        void* library = dlopen(info->dlpi_name, RTLD_NOLOAD | RTLD_NOW);
+        if (library == nullptr) return 0;
+        *static_cast<void**>(out) = dlsym(library, "GOMP_parallel");
+        return *static_cast<void**>(out) != nullptr ? 1 : 0;
+      },
+      &found);
+  return reinterpret_cast<Parallel>(found);
+#else
+  return nullptr;
+#endif
+}
+
+template <typename Task>
+void parallel_for(int64_t count, int64_t threads, const Task& task) {
+  struct Work {
+    const Task& task;
+    int64_t count;
+    std::atomic<int64_t> next{0};
+  } work{task, count};
+  void (*run)(void*) = [](void* data) {
+    Work& work = *static_cast<Work*>(data);
+    FlushDenormals flush;
+    for (int64_t i; (i = work.next.fetch_add(1)) < work.count;) work.task(i);
+  };
+  threads = std::min(threads, count);
+  static const Parallel openmp = find_openmp();
+  if (threads <= 1) {
+    run(&work);
+  } else if (openmp != nullptr) {
+    openmp(run, &work, static_cast<unsigned>(threads), 0);
+  } else {
+    std::vector<std::thread> team;
+    for (int64_t i = 1; i < threads; ++i) team.emplace_back(run, &work);
+    run(&work);
+    for (std::thread& thread : team) thread.join();
+  }
+}
+
+#define VIM_LANES 4
+namespace baseline {
+#include "cpu_kernels.h"
+}
+#undef VIM_LANES
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#define VIM_TARGET_AVX2 _Pragma("clang attribute push(__attribute__((target(\"avx2,fma\"))), apply_to = function)")
+#define VIM_TARGET_AVX512 \
+  _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512dq,avx512vl,avx2,fma\"))), apply_to = function)")
+#define VIM_TARGET_END _Pragma("clang attribute pop")
+#else
+#define VIM_TARGET_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma\")")
+#define VIM_TARGET_AVX512 _Pragma("GCC push_options") _Pragma("GCC target(\"avx512f,avx512dq,avx512vl,avx2,fma\")")
+#define VIM_TARGET_END _Pragma("GCC pop_options")
+#endif
+
+#define VIM_LANES 8
+VIM_TARGET_AVX2
+namespace avx2 {
+#include "cpu_kernels.h"
+}
+VIM_TARGET_END
+#undef VIM_LANES
+
+#define VIM_LANES 16
+VIM_TARGET_AVX512
+namespace avx512 {
+#include "cpu_kernels.h"
+}
+VIM_TARGET_END
+#undef VIM_LANES
+#endif
+
+// Each instruction set by its number: 0 baseline, 1 AVX2, 2 AVX-512.
+#if defined(__x86_64__)
+#define VIM_DISPATCH(isa, call)   \
+  if ((isa) == 2) avx512::call;   \
+  else if ((isa) == 1) avx2::call; \
+  else baseline::call
+#else
+#define VIM_DISPATCH(isa, call) baseline::call
+#endif
+
+}  // namespace
+
+#define VIM_EXPORT extern "C" __attribute__((visibility("default")))
+
+VIM_EXPORT int64_t vim_best_isa() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+  return 0;
+}
+
+VIM_EXPORT int64_t vim_saved_every() { return kSaved; }
+
+VIM_EXPORT int64_t vim_norm_rows() { return kNormRows; }
+
+VIM_EXPORT void vim_scan(const Scan* scan, int64_t isa, int64_t threads) {
+  VIM_DISPATCH(isa, scan_forward(*scan, threads));
+}
+
+VIM_EXPORT void vim_scan_backward(const Scan* scan, const ScanGrads* grads, int64_t isa, int64_t threads) {
+  VIM_DISPATCH(isa, scan_backward(*scan, *grads, threads));
+}
+
+VIM_EXPORT void vim_conv(const Conv* conv, int64_t isa, int64_t threads) {
+  VIM_DISPATCH(isa, conv_forward(*conv, threads));
+}
+
+VIM_EXPORT void vim_conv_backward(const Conv* conv, const ConvGrads* grads, int64_t isa, int64_t threads) {
+  VIM_DISPATCH(isa, conv_backward(*conv, *grads, threads));
+}
+
+VIM_EXPORT void vim_norm(const Norm* norm, int64_t isa, int64_t threads) {
+  VIM_DISPATCH(isa, norm_forward(*norm, threads));
+}
+
+VIM_EXPORT void vim_norm_backward(const Norm* norm, const NormGrads* grads, int64_t isa, int64_t threads) {
+  VIM_DISPATCH(isa, norm_backward(*norm, *grads, threads));
+}

@@ -1,0 +1,8 @@
+"""The families, one file each. Importing this package registers every model with timm."""
+
+if __name__ != "vim.models":  # under another name every model would be registered twice
+    raise ImportError(f"import vim.models, not {__name__}: the folder is installed as vim.models")
+
+from .vim import Vim
+
+__all__ = ["Vim"]

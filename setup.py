@@ -1,0 +1,24 @@
+"""The native CPU kernels, built where there is a compiler; everything else is in setup.cfg."""
+
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=[
+        Extension(
+            "vim.kernels._cpu",
+            ["kernels/cpu.cpp"],
+            depends=["kernels/cpu_kernels.h"],
+            language="c++",
+            extra_compile_args=[
+                "-O3",
+                "-std=c++17",
+                "-ffp-contract=fast",
+                "-fvisibility=hidden",
+                "-Wno-psabi",
+                "-Wno-ignored-attributes",
+            ],
+            extra_link_args=["-pthread"],
+            optional=True,
+        )
+    ]
+)

@@ -1,0 +1,39 @@
+"""Print the likeliest classes of images."""
+
+import argparse
+from pathlib import Path
+
+from vim.data import find_images
+from vim.engine.predict import Predictor, draw
+from vim.errors import run
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="best.pth or last.pth of a run; with --model, ImageNet weights")
+    parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
+    parser.add_argument("--model", help="the timm name of the model that ImageNet weights are for, such as vim_small")
+    parser.add_argument("--top-k", type=int, default=5, help="how many classes (default: 5)")
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="also write pictures with the predictions there")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    images = find_images(arguments.images)
+    if arguments.model:
+        predictor = Predictor.from_pretrained(arguments.model, arguments.checkpoint)
+    else:
+        predictor = Predictor.from_checkpoint(arguments.checkpoint)
+    for number, path in enumerate(images):
+        predictions = predictor(path, arguments.top_k)
+        print(path)
+        for name, probability in predictions:
+            print(f"  {100 * probability:6.2f} %  {name}")
+        if arguments.draw:
+            arguments.draw.mkdir(parents=True, exist_ok=True)
+            draw(path, predictions, arguments.draw / f"{number:04d}_{path.stem}.png")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,47 @@
+"""Evaluate a trained model on the held-out part of a config's data."""
+
+import argparse
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from vim.data import build_datasets, image_mode
+from vim.engine.config import add_config_arguments, load_config, work_dir_of
+from vim.engine.evaluate import evaluate
+from vim.engine.log import plot_confusion
+from vim.engine.trainer import build_loader
+from vim.engine.weights import load_trained
+from vim.errors import UserError, run
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("checkpoint", type=Path, help="best.pth or last.pth of a run")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    config = load_config(arguments.config, arguments.cfg_options)
+    accelerator = Accelerator(mixed_precision=arguments.amp or config.train.get("amp", "no"))
+    model, meta = load_trained(arguments.checkpoint)
+    splits = build_datasets(config.data, image_mode(model))
+    if splits.classes != meta["classes"]:
+        raise UserError(
+            f"{arguments.checkpoint} was trained on {len(meta['classes'])} classes ({', '.join(meta['classes'][:3])}, ...), "
+            f"the config's data has {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...)"
+        )
+    loader = build_loader(config.data, splits.held_out, model, is_training=False)
+    evaluation = evaluate(*accelerator.prepare(model, loader), accelerator, len(splits.classes))
+    if accelerator.is_main_process:
+        work_dir = work_dir_of(arguments)
+        work_dir.mkdir(parents=True, exist_ok=True)
+        plot_confusion(work_dir / "confusion.png", evaluation.confusion, splits.classes)
+        print(f"in {work_dir}: confusion.png")
+        print(f"loss {evaluation.loss:.4f}, top-5 {100 * evaluation.top5:.2f} %")
+        print(f"top-1 {100 * evaluation.top1:.2f} %")
+
+
+if __name__ == "__main__":
+    run(main)

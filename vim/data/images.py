@@ -1,0 +1,55 @@
+"""Reading image files, and mistakes in where they are."""
+
+from pathlib import Path
+
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from vim.errors import UserError
+
+
+def read_image(path: str | Path, mode: str = "RGB") -> Image.Image:
+    """Decode an image file.
+
+    Raises:
+        UserError: it is missing, or not an image that can be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert(mode)
+    except FileNotFoundError:
+        raise UserError(f"no such image: {path}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read {path} as an image ({error}): replace the file or take it out") from None
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """The image files among the paths and below the folders among them, in order.
+
+    Raises:
+        UserError: a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"no such file or folder: {path}")
+        images = [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMG_EXTENSIONS]
+        if not images:
+            raise UserError(f"no image in {path}: expected files ending in {', '.join(IMG_EXTENSIONS)}")
+        found += images
+    return found
+
+
+def image_folder(root: Path, mode: str) -> ImageFolder:
+    """The data set of a folder with one folder of images a class.
+
+    Raises:
+        UserError: the folder does not exist, or holds no such folders.
+    """
+    if not root.is_dir():
+        raise UserError(f"no such folder: {root} (expected one folder of images a class in it)")
+    try:
+        return ImageFolder(str(root), loader=lambda path: read_image(path, mode))
+    except FileNotFoundError as error:
+        raise UserError(f"{root} must hold one folder of images a class: {str(error).splitlines()[0]}") from None

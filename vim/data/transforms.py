@@ -1,0 +1,30 @@
+"""How timm is to prepare images for a model."""
+
+from collections.abc import Callable
+from typing import Any
+
+from timm.data import create_transform, resolve_data_config
+from torch import nn
+
+_OF_TRANSFORMS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+def input_options(model: nn.Module) -> dict[str, Any]:
+    """The options of :func:`timm.data.create_loader` and `create_transform` that follow from the model."""
+    config = resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
+    options = {name: config[name] for name in _OF_TRANSFORMS}
+    options["input_size"] = (model.in_chans, *model.patch_embed.img_size)
+    for name in ("mean", "std"):
+        if len(options[name]) != model.in_chans:  # grey images: the mean of the colours
+            options[name] = (sum(options[name]) / len(options[name]),) * model.in_chans
+    return options
+
+
+def eval_transform(model: nn.Module, options: dict[str, Any]) -> Callable[[Any], Any]:
+    """A PIL image to a tensor (c, h, w): resize, centre crop, normalise."""
+    return create_transform(**{**input_options(model), **options})
+
+
+def image_mode(model: nn.Module) -> str:
+    """PIL's name for the images a model takes."""
+    return "L" if model.in_chans == 1 else "RGB"

@@ -1,0 +1,1 @@
+"""Tensors and a model in, a trained model out."""

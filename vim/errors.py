@@ -1,0 +1,24 @@
+"""What is told to a person who made a mistake, instead of a traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: what was expected, what came, and what to do, in one line."""
+
+    def __init__(self, message: str) -> None:
+        # a data loader's worker hands an exception on with its traceback before the message
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool; a user's mistake becomes a line on standard error and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)

@@ -1,0 +1,24 @@
+"""A mixer on a float32 residual stream."""
+
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from .norm import RMSNorm
+
+
+class MambaBlock(nn.Module):
+    """``x + drop_path(mixer(norm(x)))``.
+
+    The published code adds first and normalises next, and drops the branch one block later: the same sums, and the branch
+    of block j is dropped with the j-th of the rates either way.
+    """
+
+    def __init__(self, norm: RMSNorm, mixer: nn.Module, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm = norm
+        self.mixer = mixer
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """Map (b, l, d), float32, to the same."""
+        return residual + self.drop_path(self.mixer(self.norm(residual)))

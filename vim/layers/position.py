@@ -1,0 +1,51 @@
+"""Class tokens and the position table: where they sit in a sequence, and how the table takes another grid."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ClassToken = Literal["middle", "first", "ends", "none"]
+NUM_CLASS_TOKENS = {"middle": 1, "first": 1, "ends": 2, "none": 0}
+
+
+def insert_class_tokens(patches: Tensor, tokens: Tensor, class_token: str) -> Tensor:
+    """Put class tokens, (b, 0 to 2, d), into a sequence of patches, (b, l, d): the middle is before patch l // 2."""
+    if class_token == "middle":
+        middle = patches.shape[1] // 2
+        return torch.cat([patches[:, :middle], tokens, patches[:, middle:]], dim=1)
+    if class_token == "first":
+        return torch.cat([tokens, patches], dim=1)
+    if class_token == "ends":
+        return torch.cat([tokens[:, :1], patches, tokens[:, 1:]], dim=1)
+    return patches
+
+
+def split_class_tokens(sequence: Tensor, class_token: str) -> tuple[Tensor, Tensor]:
+    """Undo :func:`insert_class_tokens`: the patches, (b, l, d), and the class tokens, (b, 0 to 2, d)."""
+    if class_token == "middle":
+        middle = (sequence.shape[1] - 1) // 2
+        patches = torch.cat([sequence[:, :middle], sequence[:, middle + 1 :]], dim=1)
+        return patches, sequence[:, middle : middle + 1]
+    if class_token == "first":
+        return sequence[:, 1:], sequence[:, :1]
+    if class_token == "ends":
+        return sequence[:, 1:-1], torch.cat([sequence[:, :1], sequence[:, -1:]], dim=1)
+    return sequence, sequence[:, :0]
+
+
+def resize_position_table(
+    table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], class_token: str
+) -> Tensor:
+    """Resize a table, (1, l, d), to another grid of patches: the patches bicubic in float32, the class tokens' rows moved.
+
+    The published Vim code takes the first row for the class token's wherever the token is: with one in the middle, half of
+    the patches shift by one and the token's row lands among them.
+    """
+    if old_grid[0] == new_grid[0] and old_grid[1] == new_grid[1]:
+        return table
+    patches, tokens = split_class_tokens(table, class_token)
+    grid = patches.reshape(1, old_grid[0], old_grid[1], -1).permute(0, 3, 1, 2)  # (1, d, rows, columns)
+    grid = F.interpolate(grid.float(), size=new_grid, mode="bicubic", align_corners=False)
+    return insert_class_tokens(grid.flatten(2).transpose(1, 2).to(table.dtype), tokens, class_token)
