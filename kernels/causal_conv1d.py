@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import chunked, cpu, reference
 from .backends import DTYPES, choose_backend
-from .checks import check, check_dim, empty_rows
+from .checks import as_rows, check, check_dim, empty_rows
 
 _INPUTS = "Tensor x, Tensor weight, Tensor? bias, bool silu, bool[] reverse, str backend"
 _LIB = torch.library.Library("vim", "FRAGMENT")
@@ -63,19 +63,22 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: Sequence[boo
     b, k, l, d = x.shape
     if len(reverse) != k:
         raise ValueError(f"reverse must hold a bool for each of the {k} directions, got {list(reverse)}")
-    dtypes = (x.dtype, torch.float64 if x.dtype == torch.float64 else torch.float32)
+    wide = x.dtype in (torch.float32, torch.float64)
+    dtypes = (x.dtype,) if wide else (x.dtype, torch.float32)
     check("x", x, "b, k, l, d", (b, k, l, d), DTYPES, x.device)
     check("weight", weight, "k, d, w", (k, d, weight.shape[2]), dtypes, x.device)
     check("bias", bias, "k, d", (k, d), dtypes, x.device)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: Sequence[bool], backend: str) -> Tensor:
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: Sequence[bool], backend: str
+) -> Tensor:
     _check(x, weight, bias, reverse)
     backend = choose_backend(backend, x)
     if backend == "cpu":
         return cpu.causal_conv1d(x, weight, bias, silu, reverse)
     run = reference.causal_conv1d if backend == "reference" else chunked.causal_conv1d
-    return empty_rows(x, *x.shape).copy_(run(x, weight, bias, silu, reverse))
+    return as_rows(run(x, weight, bias, silu, reverse), x.dtype)
 
 
 def _forward_fake(
@@ -102,10 +105,12 @@ def _backward(
         dx, dweight, dbias = chunked.causal_conv1d_backward(grad_y, x, weight, bias, silu, reverse)
     else:
         given = (x, weight) if bias is None else (x, weight, bias)
-        _, vjp = torch.func.vjp(lambda x, weight, bias=None: reference.causal_conv1d(x, weight, bias, silu, reverse), *given)
+        _, vjp = torch.func.vjp(
+            lambda x, weight, bias=None: reference.causal_conv1d(x, weight, bias, silu, reverse), *given
+        )
         dx, dweight, dbias = (*vjp(grad_y), None)[:3]
     return (
-        empty_rows(x, *x.shape).copy_(dx),
+        as_rows(dx, x.dtype),
         dweight.to(weight.dtype),
         weight.new_empty(0) if bias is None else dbias.to(bias.dtype),
     )

@@ -37,3 +37,9 @@ def check_dim(name: str, tensor: Tensor, letters: str) -> None:
 def empty_rows(like: Tensor, b: int, k: int, *sizes: int) -> Tensor:
     """An empty (b, k, ...) tensor whose memory holds one direction after the other: a batched product reads it as it is."""
     return like.new_empty(k, b, *sizes).transpose(0, 1)
+
+
+def as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in the layout of :func:`empty_rows` and that dtype: itself, if it is."""
+    out = empty_rows(x.new_empty(0, dtype=dtype), *x.shape)
+    return x if x.dtype == dtype and x.stride() == out.stride() else out.copy_(x)

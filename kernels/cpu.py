@@ -16,7 +16,9 @@ from torch import Tensor
 
 from .checks import empty_rows
 
-MISSING = "it is compiled when the package is installed, and needs a C++17 compiler (g++ or clang++); install again with one"
+MISSING = (
+    "it is compiled when the package is installed, and needs a C++17 compiler (g++ or clang++); install again with one"
+)
 TASKS = 16  # at least as many for a call, where the channels suffice
 WIDEST_PIECE = 384  # channels: the state of a piece stays in the first-level cache
 
@@ -140,7 +142,17 @@ def selective_scan_backward(
     )
     _call("vim_scan_backward", scan, grads)
     dB, dC = (t.unflatten(3, (g, -1)).sum(4) for t in (dB, dC))
-    return [du, ddelta, dA.sum(0), dB, dC, None if dD is None else dD.sum(0), dz, None if dbias is None else dbias.sum(0), dstate]
+    return [
+        du,
+        ddelta,
+        dA.sum(0),
+        dB,
+        dC,
+        None if dD is None else dD.sum(0),
+        dz,
+        None if dbias is None else dbias.sum(0),
+        dstate,
+    ]
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: Sequence[bool]) -> Tensor:
@@ -247,7 +259,15 @@ def _scan(
         *(b, k, l, d, g, A.shape[2]),
         *(_scan_piece(u, g, combine), _bits(reverse), softplus, shared),
         1 / k if combine == "mean" else 1.0,
-        *(*_rows(u), *_rows(delta), *_rows(B), *_rows(C), *_rows(z, shared), *_rows(y, shared), *_rows(ungated, shared)),
+        *(
+            *_rows(u),
+            *_rows(delta),
+            *_rows(B),
+            *_rows(C),
+            *_rows(z, shared),
+            *_rows(y, shared),
+            *_rows(ungated, shared),
+        ),
         *map(_pointer, (A, D, delta_bias, initial_state, last_state, saved)),
     )
 

@@ -425,39 +425,57 @@ static void conv_forward(const Conv& c, int64_t threads) {
   parallel_for(c.images * pieces, threads, [&](int64_t task) { run(c, task / pieces, task % pieces); });
 }
 
+// kConvSteps steps of one block, backwards. x and dy: scratch for the steps and the width - 1 on either side, or after.
+template <int W>
+static inline void conv_steps_backward(const Conv& c, const ConvGrads& grads, const Place& p, int64_t block, int64_t t0,
+                                       const Vec* weight, Vec* dweight, Vec* dbias, Vec* x, Vec* dy) {
+  const int64_t channel = p.channel(block), before = (W ? W : c.width) - 1;
+  const int64_t steps = std::min(kConvSteps, c.tokens - t0), later = std::min(steps + before, c.tokens - t0);
+  const Vec bias = load_bias(c, p, block);
+  const Mask mask = p.mask(block);
+  for (int64_t i = 0; i < later + before; ++i) {
+    const int64_t t = t0 - before + i;
+    x[i] = t < 0 ? Vec{} : load(c.x.at(p.b, p.k, p.token(t)) + channel, mask);
+  }
+  for (int64_t i = 0; i < steps + before; ++i) {
+    dy[i] = i < later ? load(grads.y.at(p.b, p.k, p.token(t0 + i)) + channel, mask) : Vec{};
+    if (!c.silu || i >= later) continue;
+    Vec y = bias;
+    for (int64_t j = 0; j <= before; ++j) y += weight[j] * x[i + j];
+    dy[i] *= silu_grad(y);
+  }
+  for (int64_t i = 0; i < steps; ++i) {
+    Vec dx{};
+    for (int64_t j = 0; j <= before; ++j) {
+      dx += weight[j] * dy[i + before - j];
+      dweight[j] += dy[i] * x[i + j];
+    }
+    *dbias += dy[i];
+    store(grads.x.at(p.b, p.k, p.token(t0 + i)) + channel, dx, mask);
+  }
+}
+
+template <int W>
+static void conv_piece_backward(const Conv& c, const ConvGrads& grads, const Place& p) {
+  const int64_t width = c.width;
+  Buffer<Vec> weight(p.blocks() * width), dweight(p.blocks() * width), dbias(p.blocks());
+  Buffer<Vec> x(kConvSteps + 2 * width), dy(kConvSteps + width);
+  load_states(weight.data(), c.weight + p.k * c.channels * width, p, width, 1.0f);
+  for (int64_t t0 = 0; t0 < c.tokens; t0 += kConvSteps)
+    for (int64_t block = 0; block < p.blocks(); ++block)
+      conv_steps_backward<W>(c, grads, p, block, t0, &weight[block * width], &dweight[block * width], &dbias[block],
+                             x.data(), dy.data());
+  const int64_t channels = (p.b * c.directions + p.k) * c.channels;
+  store_states(grads.weight + channels * width, dweight.data(), p, width);
+  for (int64_t block = 0; block < p.blocks(); ++block)
+    store(grads.bias + channels + p.channel(block), dbias[block], p.mask(block));
+}
+
 static void conv_backward(const Conv& c, const ConvGrads& grads, int64_t threads) {
   const int64_t pieces = pieces_of(c.channels, 1, c.piece);
+  auto* run = c.width == 4 ? conv_piece_backward<4> : conv_piece_backward<0>;
   parallel_for(c.images * c.directions * pieces, threads, [&](int64_t task) {
-    const Place p = place_of(c, task / pieces / c.directions, task / pieces % c.directions, task % pieces);
-    Buffer<Vec> weight(p.blocks() * c.width), dweight(p.blocks() * c.width), dbias(p.blocks());
-    load_states(weight.data(), c.weight + p.k * c.channels * c.width, p, c.width, 1.0f);
-    for (int64_t t = 0; t < c.tokens; ++t)
-      for (int64_t block = 0; block < p.blocks(); ++block) {
-        const int64_t channel = p.channel(block);
-        const Mask mask = p.mask(block);
-        Vec* w = &weight[block * c.width];
-        Vec dy = load(grads.y.at(p.b, p.k, p.token(t)) + channel, mask);
-        if (c.silu) {
-          Vec y;
-          convolve<1, 0>(c, p, block, t, w, load_bias(c, p, block), &y);
-          dy *= silu_grad(y);
-        }
-        dbias[block] += dy;
-        for (int64_t j = 0; j < c.width; ++j) {
-          const int64_t source = t - (c.width - 1) + j;
-          if (source < 0) continue;
-          float* dx = grads.x.at(p.b, p.k, p.token(source)) + channel;
-          // The newest token is met here for the first time; dx starts as whatever memory held.
-          const Vec before = source == t ? Vec{} : load(dx, mask);
-          store(dx, before + w[j] * dy, mask);
-          dweight[block * c.width + j] += dy * load(c.x.at(p.b, p.k, p.token(source)) + channel, mask);
-        }
-      }
-    const int64_t channels = (p.b * c.directions + p.k) * c.channels;
-    store_states(grads.weight + channels * c.width, dweight.data(), p, c.width);
-    if (grads.bias != nullptr)
-      for (int64_t block = 0; block < p.blocks(); ++block)
-        store(grads.bias + channels + p.channel(block), dbias[block], p.mask(block));
+    run(c, grads, place_of(c, task / pieces / c.directions, task / pieces % c.directions, task % pieces));
   });
 }
 

@@ -108,4 +108,5 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, re
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+    wide, weight = (t.to(torch.promote_types(x.dtype, torch.float32)) for t in (x, weight))
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)

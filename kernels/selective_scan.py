@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import chunked, cpu, reference
 from .backends import DTYPES, choose_backend
-from .checks import check, check_dim, empty_rows
+from .checks import as_rows, check, check_dim, empty_rows
 
 Combine = Literal["none", "sum", "mean"]
 
@@ -24,8 +24,12 @@ _INPUTS = (
 )
 _LIB = torch.library.Library("vim", "FRAGMENT")
 _LIB.define(f"selective_scan({_INPUTS}) -> (Tensor y, Tensor last_state)")
-_LIB.define(f"selective_scan_forward({_INPUTS}, bool save) -> (Tensor y, Tensor last_state, Tensor ungated, Tensor saved)")
-_LIB.define(f"selective_scan_backward(Tensor grad_y, Tensor? grad_state, Tensor ungated, Tensor saved, {_INPUTS}) -> Tensor[]")
+_LIB.define(
+    f"selective_scan_forward({_INPUTS}, bool save) -> (Tensor y, Tensor last_state, Tensor ungated, Tensor saved)"
+)
+_LIB.define(
+    f"selective_scan_backward(Tensor grad_y, Tensor? grad_state, Tensor ungated, Tensor saved, {_INPUTS}) -> Tensor[]"
+)
 _NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
@@ -167,16 +171,20 @@ def _backward(grad_y: Tensor, grad_state: Tensor | None, ungated: Tensor, saved:
 
 def _like_grad(grad: Tensor, tensor: Tensor) -> Tensor:
     """The gradient in its tensor's dtype and in the layout the fake kernel promises."""
-    out = _empty_grad(tensor)
-    return grad if grad.dtype == out.dtype and grad.stride() == out.stride() else out.copy_(grad)
+    return as_rows(grad, tensor.dtype) if tensor.dim() >= 4 else grad.to(tensor.dtype).contiguous()
 
 
-def _empty_grad(tensor: Tensor) -> Tensor:
-    return empty_rows(tensor, *tensor.shape) if tensor.dim() >= 4 else tensor.new_empty(tensor.shape)
-
-
-def _backward_fake(grad_y: Tensor, grad_state: Tensor | None, ungated: Tensor, saved: Tensor, *args: Any) -> list[Tensor]:
-    return [grad_y.new_empty(0) if tensor is None else _empty_grad(tensor) for tensor in args[:9]]
+def _backward_fake(
+    grad_y: Tensor, grad_state: Tensor | None, ungated: Tensor, saved: Tensor, *args: Any
+) -> list[Tensor]:
+    return [
+        grad_y.new_empty(0)
+        if tensor is None
+        else empty_rows(tensor, *tensor.shape)
+        if tensor.dim() >= 4
+        else tensor.new_empty(tensor.shape)
+        for tensor in args[:9]
+    ]
 
 
 def _differentiate_reference(
@@ -235,7 +243,9 @@ def _autocast(*args: Any) -> tuple[Tensor, Tensor]:
     device = args[0].device.type
     low = torch.get_autocast_dtype(device)
     cast = [
-        t if t is None or t.dtype == torch.float64 else t.to(low if name in ("u", "delta", "B", "C", "z") else torch.float32)
+        t
+        if t is None or t.dtype == torch.float64
+        else t.to(low if name in ("u", "delta", "B", "C", "z") else torch.float32)
         for name, t in zip(_NAMES, args[:9], strict=True)
     ]
     with torch.autocast(device, enabled=False):

@@ -155,7 +155,10 @@ class Vim(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of parameter names for layer-wise learning rates: the stem, then one group a block, then the norm."""
-        return {"stem": r"^cls_token|^pos_embed|^patch_embed", "blocks": [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))]}
+        return {
+            "stem": r"^cls_token|^pos_embed|^patch_embed",
+            "blocks": [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))],
+        }
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -352,8 +355,8 @@ def _create_vim(variant: str, pretrained: bool, **kwargs: Any) -> Vim:
 
 @register_model
 def vim_nano(pretrained: bool = False, **kwargs: Any) -> Vim:
-    """Vim-Nano, 0.4 M parameters, for small images: 32 pixels in patches of 4."""
-    return _create_vim("vim_nano", pretrained, **{"patch_size": 4, "embed_dim": 96, "depth": 6, **kwargs})
+    """Vim-Nano, 0.3 M parameters, for small images: 32 pixels in patches of 4."""
+    return _create_vim("vim_nano", pretrained, **{"patch_size": 4, "embed_dim": 64, "depth": 6, **kwargs})
 
 
 @register_model

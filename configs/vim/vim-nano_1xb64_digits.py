@@ -6,5 +6,6 @@ Command: python tools/train.py configs/vim/vim-nano_1xb64_digits.py
 
 _base_ = ["../_base_/datasets/digits.py", "../_base_/schedules/adamw_cosine.py", "../_base_/runtime.py"]
 
-model = dict(model_name="vim_nano", in_chans=1, num_classes=10)
-optimizer = dict(lr=2e-3)
+model = dict(model_name="vim_nano", in_chans=1, num_classes=10, img_size=16)
+optimizer = dict(lr=3e-3)
+schedule = dict(num_epochs=30)

@@ -34,7 +34,9 @@ def find_images(paths: list[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"no such file or folder: {path}")
-        images = [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMG_EXTENSIONS]
+        images = (
+            [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMG_EXTENSIONS]
+        )
         if not images:
             raise UserError(f"no image in {path}: expected files ending in {', '.join(IMG_EXTENSIONS)}")
         found += images

@@ -18,7 +18,6 @@ Directions = Literal["none", "v1", "v2"]
 Init = Literal["published", "corrected"]
 
 
-
 class MambaMixer(nn.Module):
     """Project in, convolve, scan, gate, project out; parameters under the published names.
 
@@ -133,9 +132,10 @@ class MambaMixer(nn.Module):
 
         h, z = self.in_proj(x).unsqueeze(1).chunk(2, dim=-1)  # (b, 1, l, e) each
         u = torch.ops.vim.causal_conv1d(h.expand(b, c, l, e), conv.squeeze(2), conv_bias, True, self.convolved, "auto")
-        projected = [self.x_proj(u[:, 0])]
+        rows = u.unbind(1)
+        projected = [self.x_proj(rows[0])]
         if self.x_proj_b is not None:
-            projected.append(self.x_proj_b(u[:, 1]))
+            projected.append(self.x_proj_b(rows[1]))
         dt, B, C = torch.stack(projected).unsqueeze(3).split([r, n, n], dim=-1)  # (c, b, l, 1, r or n)
         delta = torch.bmm(dt.reshape(c, b * l, r), dt_proj.transpose(1, 2)).view(c, b, l, e)
         delta, B, C = delta.transpose(0, 1), B.transpose(0, 1), C.transpose(0, 1)

@@ -1,0 +1,27 @@
+import pytest
+import torch
+
+from vim.kernels import available_backends
+
+# torch.empty gives NaN: memory that a kernel forgets to write shows
+torch.use_deterministic_algorithms(True, warn_only=True)
+torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture(params=available_backends())
+def backend(request):
+    """Each backend this machine has."""
+    return request.param
+
+
+@pytest.fixture(params=range(3), ids=["baseline", "avx2", "avx512"])
+def instruction_set(request, monkeypatch):
+    """Each instruction set of the native backend that this processor has."""
+    from vim.kernels import cpu
+
+    if cpu.library() is None:
+        pytest.skip("the native backend is not built")
+    if request.param > cpu.instruction_set():
+        pytest.skip("not on this processor")
+    monkeypatch.setattr(cpu, "instruction_set", lambda: request.param)
+    return request.param
