@@ -1,4 +1,4 @@
-"""The public ops. Each chooses its backend by the tensors it is given, by `backend=`, or by the variable VIM_BACKEND."""
+"""The public ops. Each chooses its backend by its tensors, by `backend=`, or by the variable VIM_BACKEND."""
 
 from .backends import available_backends
 from .causal_conv1d import causal_conv1d

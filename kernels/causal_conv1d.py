@@ -4,7 +4,7 @@ Sizes: b images, k directions, l tokens, d channels, w taps.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -98,17 +98,13 @@ def _backward(
     reverse: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    backend = choose_backend(backend, x)
-    if backend == "cpu":
-        dx, dweight, dbias = cpu.causal_conv1d_backward(grad_y, x, weight, bias, silu, reverse)
-    elif backend == "chunked":
-        dx, dweight, dbias = chunked.causal_conv1d_backward(grad_y, x, weight, bias, silu, reverse)
+    chosen = choose_backend(backend, x)
+    if chosen == "reference":
+        grads = reference.differentiate(reference.causal_conv1d, (x, weight, bias), (silu, reverse), (grad_y,))
     else:
-        given = (x, weight) if bias is None else (x, weight, bias)
-        _, vjp = torch.func.vjp(
-            lambda x, weight, bias=None: reference.causal_conv1d(x, weight, bias, silu, reverse), *given
-        )
-        dx, dweight, dbias = (*vjp(grad_y), None)[:3]
+        run = cpu.causal_conv1d_backward if chosen == "cpu" else chunked.causal_conv1d_backward
+        grads = run(grad_y, x, weight, bias, silu, reverse)
+    dx, dweight, dbias = cast(tuple[Tensor, Tensor, Tensor], grads)
     return (
         as_rows(dx, x.dtype),
         dweight.to(weight.dtype),

@@ -14,7 +14,7 @@ def check(
     dtypes: Sequence[torch.dtype],
     device: torch.device,
 ) -> None:
-    """Raise ValueError unless the tensor, if given, has the sizes that the letters name, one of the dtypes, and the device."""
+    """Raise ValueError unless the tensor, if given, has these sizes, one of these dtypes, and is on this device."""
     if tensor is None:
         return
     if tensor.shape != sizes:
@@ -35,7 +35,7 @@ def check_dim(name: str, tensor: Tensor, letters: str) -> None:
 
 
 def empty_rows(like: Tensor, b: int, k: int, *sizes: int) -> Tensor:
-    """An empty (b, k, ...) tensor whose memory holds one direction after the other: a batched product reads it as it is."""
+    """An empty (b, k, ...) tensor, in memory one direction after the other: a batched product reads it as it is."""
     return like.new_empty(k, b, *sizes).transpose(0, 1)
 
 

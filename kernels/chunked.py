@@ -1,9 +1,9 @@
 """The ops in vectorised PyTorch: any device, any dtype, no compiler.
 
-The scan works on segments of 256 tokens. In a segment, all chunks of 16 tokens take their 16 steps side by side, and the
-states at their borders follow in 16 more: 32 steps in the place of 256. Where a segment would not stay in a processor's cache
-it is one chunk, since there memory costs more than steps. The backward pass, written out, keeps nothing but the state at the
-start of each segment.
+The scan works on segments of 256 tokens. In a segment, all chunks of 16 tokens take their 16 steps side by side, and
+the states at their borders follow in 16 more: 32 steps in the place of 256. Where a segment would not stay in a
+processor's cache it is one chunk, since there memory costs more than steps. The backward pass, written out, keeps
+nothing but the state at the start of each segment.
 """
 
 import itertools
@@ -20,7 +20,7 @@ CACHED = 2**19  # floats that stay in a processor's cache: larger segments are c
 
 @dataclass
 class _Scan:
-    """A scan whose directions all run forwards; e channels a group. u, dt, y: (b, k, l, g, e). B, C: (b, k, l, g, n)."""
+    """A scan whose directions all run forwards. u, dt, y: (b, k, l, g, e), e = d / g. B, C: (b, k, l, g, n)."""
 
     u: Tensor
     raw_dt: Tensor  # before softplus
@@ -45,7 +45,7 @@ class _Scan:
         return SEGMENT if self.u.device.type != "cpu" or SEGMENT * a_token <= CACHED else CHUNK
 
     def workspace(self) -> Tensor:
-        """Memory for the states of a segment, (b, k, s, g, n, e): allocated once, since new pages cost more than the sums."""
+        """Memory for the states of a segment, (b, k, s, g, n, e), to be used again: new pages cost more than sums."""
         b, k, l, g, e = self.u.shape
         return self.u.new_empty(b, k, min(self.segment_length(), l), g, self.A.shape[-2], e)
 
@@ -102,7 +102,7 @@ def selective_scan_backward(
     reverse: Sequence[bool],
     combine: str,
 ) -> list[Tensor | None]:
-    """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, each in its shape, in the state's dtype."""
+    """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, in the state's dtype."""
     scan = _prepare(u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus, reverse)
     dy, dz = grad_y.to(scan.u.dtype), None
     if z is not None:

@@ -1,7 +1,7 @@
 """The native CPU backend: calls into the library that cpu.cpp is built to, through ctypes.
 
-The library knows neither PyTorch nor Python, so that one build serves every version of both. It computes in float32: tensors
-of 16 bits are converted on the way in and out.
+The library knows neither PyTorch nor Python, so that one build serves every version of both. It computes in float32:
+tensors of 16 bits are converted on the way in and out.
 """
 
 import ctypes
@@ -69,6 +69,7 @@ def selective_scan(
     delta_softplus: bool,
     reverse: Sequence[bool],
     combine: str,
+    *,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, the last state and what the backward pass needs: y before the gate, and the state every few steps."""
@@ -165,7 +166,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, re
 
 def causal_conv1d_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> list[Tensor | None]:
     """The gradients of x, weight and bias, float32."""
     b, k, l, d = x.shape
     x, weight, bias, grad_y = _channels_last(x), weight.float().contiguous(), _native(bias), _channels_last(grad_y)
@@ -173,7 +174,7 @@ def causal_conv1d_backward(
     dweight, dbias = x.new_empty(b, k, d, weight.shape[2]), x.new_empty(b, k, d)
     grads = _CONV_GRADS.pack(*_rows(grad_y), *_rows(dx), _pointer(dweight), _pointer(dbias))
     _call("vim_conv_backward", _conv(x, grad_y, weight, bias, silu, reverse), grads)
-    return dx, dweight.sum(0), dbias.sum(0)
+    return [dx, dweight.sum(0), dbias.sum(0)]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

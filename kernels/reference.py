@@ -3,7 +3,8 @@
 Sizes: b images, k directions, l tokens, d channels, g groups of B and C, n states, w taps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,3 +111,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension."""
     wide, weight = (t.to(torch.promote_types(x.dtype, torch.float32)) for t in (x, weight))
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+
+
+def differentiate(
+    run: Callable[..., Any], inputs: Sequence[Tensor | None], options: Sequence[Any], grads_out: tuple[Tensor, ...]
+) -> list[Tensor | None]:
+    """The gradients of the inputs that are given, by PyTorch's own differentiation of `run(*inputs, *options)`.
+
+    Inside an op autograd is off, and only a transform of torch.func differentiates.
+    """
+    given = [i for i, tensor in enumerate(inputs) if tensor is not None]
+
+    def run_given(*tensors: Tensor) -> tuple[Tensor, ...]:
+        every: list[Any] = [*[None] * len(inputs), *options]
+        for i, tensor in zip(given, tensors, strict=True):
+            every[i] = tensor
+        out = run(*every)
+        return out if isinstance(out, tuple) else (out,)
+
+    _, vjp, *_ = torch.func.vjp(run_given, *(inputs[i] for i in given))
+    found = dict(zip(given, vjp(grads_out), strict=True))
+    return [found.get(i) for i in range(len(inputs))]

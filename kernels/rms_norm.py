@@ -55,11 +55,10 @@ def _forward(x: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-def _backward(grad_y: Tensor, x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
+def _backward(grad_y: Tensor, x: Tensor, weight: Tensor, eps: float, backend: str) -> Any:
     if _choose(x, weight, backend) == "cpu":
         return cpu.rms_norm_backward(grad_y, x, weight, eps)
-    _, vjp = torch.func.vjp(lambda x, weight: reference.rms_norm(x, weight, eps), x, weight)
-    return vjp(grad_y)
+    return reference.differentiate(reference.rms_norm, (x, weight), (eps,), (grad_y,))
 
 
 def _forward_fake(x: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:

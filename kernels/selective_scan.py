@@ -2,8 +2,8 @@
 
 Upper case: the paper's tensors. Sizes: b images, k directions, l tokens, d channels, g groups of B and C, n states.
 
-`torch.ops.vim.selective_scan` is one opaque op to autograd, autocast, torch.compile, torch.export and TorchScript. It takes
-every tensor with its k directions and B and C with their g groups; :func:`selective_scan` is the same for people.
+`torch.ops.vim.selective_scan` is one opaque op to autograd, autocast, torch.compile, torch.export and TorchScript. It
+takes every tensor with its k directions and B and C with their g groups; :func:`selective_scan` is the same for people.
 """
 
 from collections.abc import Sequence
@@ -64,11 +64,13 @@ def selective_scan(
         initial_state: (b, d, n), float32.
         backend: "auto", "reference", "chunked" or "cpu"; a named one runs or raises.
 
-    Several directions in one call: k after b (u (b, k, l, d), B (b, k, l, n), initial_state (b, k, d, n)), a leading k for
-    the rest (A (k, d, n), D (k, d)), and k booleans in `reverse`. A tensor that all share may be expanded: it is not copied.
+    Several directions in one call: k after b (u (b, k, l, d), B (b, k, l, n), initial_state (b, k, d, n)), a leading
+    k for the rest (A (k, d, n), D (k, d)), and k booleans in `reverse`. A tensor that all share may be expanded: it
+    is not copied.
 
     Returns:
-        y, (b, l, d) or (b, k, l, d), in u's dtype; with `return_last_state` also the last state, (b, d, n) or (b, k, d, n).
+        y, (b, l, d) or (b, k, l, d), in u's dtype; with `return_last_state` also the last state,
+        (b, d, n) or (b, k, d, n).
 
     Raises:
         ValueError: a shape, dtype or device is not as above, or not one the backend takes.
@@ -132,13 +134,13 @@ def _check(tensors: Sequence[Tensor | None], reverse: Sequence[bool], combine: s
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    tensors, (softplus, reverse, combine, backend, save) = args[:9], args[9:]
-    _check(tensors, reverse, combine)
-    backend = choose_backend(backend, tensors[0])
+    *inputs, backend, save = args  # inputs: the nine tensors, delta_softplus, reverse, combine
+    _check(inputs[:9], *inputs[10:])
+    backend = choose_backend(backend, inputs[0])
     if backend == "cpu":
-        return cpu.selective_scan(*tensors, softplus, reverse, combine, save)
+        return cpu.selective_scan(*inputs, save=save)
     run = reference.selective_scan if backend == "reference" else chunked.selective_scan
-    y, state = run(*tensors, softplus, reverse, combine)
+    y, state = run(*inputs)
     return y, state, y.new_empty(0), y.new_empty(0)
 
 
@@ -155,14 +157,18 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _backward(grad_y: Tensor, grad_state: Tensor | None, ungated: Tensor, saved: Tensor, *args: Any) -> list[Tensor]:
-    tensors, (softplus, reverse, combine, backend) = args[:9], args[9:]
+    *inputs, backend = args
+    tensors, options = inputs[:9], inputs[9:]
     backend = choose_backend(backend, tensors[0])
     if backend == "cpu":
-        grads = cpu.selective_scan_backward(grad_y, grad_state, ungated, saved, *tensors, softplus, reverse, combine)
+        grads = cpu.selective_scan_backward(grad_y, grad_state, ungated, saved, *inputs)
     elif backend == "chunked":
-        grads = chunked.selective_scan_backward(grad_y, grad_state, *tensors, softplus, reverse, combine)
+        grads = chunked.selective_scan_backward(grad_y, grad_state, *inputs)
     else:
-        grads = _differentiate_reference(grad_y, grad_state, tensors, softplus, reverse, combine)
+        if grad_state is None:
+            u, A = tensors[0], tensors[2]
+            grad_state = A.new_zeros(*u.shape[:2], *A.shape[1:])
+        grads = reference.differentiate(reference.selective_scan, tensors, options, (grad_y, grad_state))
     return [
         grad_y.new_empty(0) if tensor is None or grad is None else _like_grad(grad, tensor)
         for grad, tensor in zip(grads, tensors, strict=True)
@@ -187,25 +193,6 @@ def _backward_fake(
     ]
 
 
-def _differentiate_reference(
-    grad_y: Tensor, grad_state: Tensor | None, tensors: Sequence[Tensor | None], *options: Any
-) -> list[Tensor | None]:
-    given = [i for i, tensor in enumerate(tensors) if tensor is not None]
-
-    def run(*present: Tensor) -> tuple[Tensor, Tensor]:
-        inputs: list[Tensor | None] = [None] * len(tensors)
-        for i, tensor in zip(given, present, strict=True):
-            inputs[i] = tensor
-        return reference.selective_scan(*inputs, *options)  # type: ignore[arg-type]
-
-    (_, state), vjp = torch.func.vjp(run, *(tensors[i] for i in given))
-    found = vjp((grad_y, torch.zeros_like(state) if grad_state is None else grad_state))
-    grads: list[Tensor | None] = [None] * len(tensors)
-    for i, grad in zip(given, found, strict=True):
-        grads[i] = grad
-    return grads
-
-
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
@@ -216,7 +203,8 @@ class _SelectiveScan(torch.autograd.Function):
         return y, state
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads_out: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_y, grad_state = grads_out
         ungated, saved, *tensors = ctx.saved_tensors
         if grad_y is None:
             shape = list(tensors[0].shape)

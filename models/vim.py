@@ -4,7 +4,7 @@ Paper: Vision Mamba: Efficient Visual Representation Learning with Bidirectional
 https://arxiv.org/abs/2401.09417. Published code and weights: https://github.com/hustvl/Vim.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from timm.layers import calculate_drop_path_rates, get_device_dtype, global_pool_nlc, lecun_normal_, trunc_normal_
@@ -32,15 +32,16 @@ POOLS = ("", "token", "avg", "max", "avgmax")
 
 
 class Vim(nn.Module):
-    """Vision Mamba: patches, class tokens, `depth` bidirectional Mamba blocks on a float32 residual stream, a linear head.
+    """Vision Mamba: patches, class tokens, `depth` Mamba blocks on a float32 residual stream, a linear head.
 
     Args:
         img_size: height and width in pixels.
         stride: pixels between neighbouring patches; below `patch_size` they overlap (the paper's fine-tuned models).
         dynamic_img_size: take images of any size; the position table is resized on the way.
-        class_token: where it sits in the sequence: in the middle (all published weights), first, one at both ends, or none.
-        global_pool: "token", the class token or the mean of both; "avg", "max" or "avgmax" of the patches; "" for all tokens.
-            By default "token" where there is one, else "avg".
+        class_token: where it sits in the sequence: in the middle (all published weights), first, one at both ends, or
+            none.
+        global_pool: "token", the class token or the mean of both; "avg", "max" or "avgmax" of the patches; "" for all
+            tokens. By default "token" where there is one, else "avg".
         directions, combine, init: see :class:`vim.layers.MambaMixer`.
         wd_exempt_A: keep weight decay off `A_log`. The published recipe decays it, against its own code's marks.
     """
@@ -114,7 +115,7 @@ class Vim(nn.Module):
                 ),
                 drop_path=rate,
             )
-            for rate in calculate_drop_path_rates(drop_path_rate, depth)
+            for rate in cast(list[float], calculate_drop_path_rates(drop_path_rate, depth))
         )
         self.norm_f: nn.Module = RMSNorm(embed_dim, **dd)
         self.head_drop = nn.Dropout(drop_rate)
@@ -136,7 +137,7 @@ class Vim(nn.Module):
             if token is not None:
                 trunc_normal_(token, std=0.02)
         lecun_normal_(self.patch_embed.proj.weight)
-        nn.init.zeros_(self.patch_embed.proj.bias)
+        nn.init.constant_(cast(Tensor, self.patch_embed.proj.bias), 0)
         if isinstance(self.head, nn.Linear):
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
@@ -154,7 +155,7 @@ class Vim(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter names for layer-wise learning rates: the stem, then one group a block, then the norm."""
+        """Patterns of parameter names for layer-wise learning rates: the stem, a group a block, the norm."""
         return {
             "stem": r"^cls_token|^pos_embed|^patch_embed",
             "blocks": [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))],
@@ -196,7 +197,7 @@ class Vim(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the blocks after the last one wanted, and the final norm and the head on request; return the indices kept."""
+        """Drop the blocks after the last one wanted; on request also the norm and the head. Returns the indices."""
         take_indices, max_index = feature_take_indices(len(self.layers), indices)
         self.layers = self.layers[: max_index + 1]
         if prune_norm:
@@ -208,7 +209,7 @@ class Vim(nn.Module):
     def _embed(self, image: Tensor) -> Tensor:
         """Map (b, c, h, w) to the residual stream (b, l, d) before the first block."""
         patches = self.patch_embed(image)  # (b, rows, columns, d)
-        table = self.pos_embed
+        table: Tensor = self.pos_embed
         if self.dynamic_img_size:
             grid = (patches.shape[1], patches.shape[2])
             table = resize_position_table(table, self.patch_embed.grid_size, grid, self.class_token)
@@ -305,7 +306,7 @@ class Vim(nn.Module):
                 result["image_features"] = self._norm(x)
             return result
         if not torch.jit.is_scripting() and with_prefix:
-            intermediates = list(zip(intermediates, prefix_tokens, strict=True))
+            intermediates = list(zip(intermediates, prefix_tokens, strict=True))  # type: ignore[arg-type]
         if intermediates_only:
             return intermediates
         return self._norm(x), intermediates

@@ -29,11 +29,12 @@ def main() -> None:
     splits = build_datasets(config.data, image_mode(model))
     if splits.classes != meta["classes"]:
         raise UserError(
-            f"{arguments.checkpoint} was trained on {len(meta['classes'])} classes ({', '.join(meta['classes'][:3])}, ...), "
-            f"the config's data has {len(splits.classes)} ({', '.join(splits.classes[:3])}, ...)"
+            f"{arguments.checkpoint} was trained on other classes ({', '.join(meta['classes'][:5])}, ...) "
+            f"than the config's data has ({', '.join(splits.classes[:5])}, ...)"
         )
     loader = build_loader(config.data, splits.held_out, model, is_training=False)
-    evaluation = evaluate(*accelerator.prepare(model, loader), accelerator, len(splits.classes))
+    model, loader = accelerator.prepare(model, loader)
+    evaluation = evaluate(model, loader, accelerator, len(splits.classes))
     if accelerator.is_main_process:
         work_dir = work_dir_of(arguments)
         work_dir.mkdir(parents=True, exist_ok=True)

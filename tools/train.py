@@ -56,9 +56,8 @@ def main() -> None:
     print("next:")
     print(f"  python tools/predict.py {work_dir}/best.pth {images}")
     print(f"  python tools/test.py {arguments.config} {work_dir}/best.pth")
-    print(
-        f"  python tools/train.py {arguments.config} --resume --cfg-options schedule.num_epochs={2 * trainer.num_epochs}"
-    )
+    longer = f"--resume --cfg-options schedule.num_epochs={2 * trainer.num_epochs}"
+    print(f"  python tools/train.py {arguments.config} {longer}")
     print(f"top-1 {100 * evaluation.top1:.2f} %")
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vim.layers import NUM_CLASS_TOKENS, resize_position_table
 
@@ -11,7 +11,7 @@ PREFIXES = ("module.", "backbone.", "encoder.")
 UNUSED = ("rope.", "distill_head.", "clip_decoder.", "clip_teacher.")
 
 
-def filter_published(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def filter_published(state_dict: dict[str, Any], model: Any) -> dict[str, Tensor]:
     """A published state dict under our names, its position table resized to the model's grid.
 
     Takes what the published training code saves ({"model": ..., "optimizer": ..., ...}) or a bare state dict, with or

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from timm.data import create_transform, resolve_data_config
-from torch import nn
 
 _OF_TRANSFORMS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
-def input_options(model: nn.Module) -> dict[str, Any]:
+def input_options(model: Any) -> dict[str, Any]:
     """The options of :func:`timm.data.create_loader` and `create_transform` that follow from the model."""
     config = resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
     options = {name: config[name] for name in _OF_TRANSFORMS}
@@ -20,11 +19,11 @@ def input_options(model: nn.Module) -> dict[str, Any]:
     return options
 
 
-def eval_transform(model: nn.Module, options: dict[str, Any]) -> Callable[[Any], Any]:
+def eval_transform(model: Any, options: dict[str, Any]) -> Callable[[Any], Any]:
     """A PIL image to a tensor (c, h, w): resize, centre crop, normalise."""
     return create_transform(**{**input_options(model), **options})
 
 
-def image_mode(model: nn.Module) -> str:
+def image_mode(model: Any) -> str:
     """PIL's name for the images a model takes."""
     return "L" if model.in_chans == 1 else "RGB"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Evaluation:
-    """The results on a held-out set. Accuracies are shares of one; confusion is (actual class, predicted class), counts."""
+    """The results on a held-out set: accuracies as shares of one, confusion as counts (actual, predicted)."""
 
     loss: float
     top1: float

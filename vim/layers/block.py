@@ -9,8 +9,8 @@ from .norm import RMSNorm
 class MambaBlock(nn.Module):
     """``x + drop_path(mixer(norm(x)))``.
 
-    The published code adds first and normalises next, and drops the branch one block later: the same sums, and the branch
-    of block j is dropped with the j-th of the rates either way.
+    The published code adds first and normalises next, and drops the branch one block later: the same sums, and the
+    branch of block j is dropped with the j-th of the rates either way.
     """
 
     def __init__(self, norm: RMSNorm, mixer: nn.Module, *, drop_path: float = 0.0) -> None:

@@ -5,7 +5,7 @@ Sizes: b images, l tokens, d channels, e inner channels, n states, r the rank of
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,14 @@ class MambaMixer(nn.Module):
 
     Args:
         d_model, d_state, d_conv, expand, dt_rank: d, n, the taps, e / d, and r (by default d / 16, rounded up).
-        directions: "none" scans forwards. "v1" also scans the same convolved tokens backwards, with an `A_b_log` of its own.
-            "v2", every published Vim and VideoMamba, also convolves backwards and has a second set of everything but the
-            projections in and out.
+        directions: "none" scans forwards. "v1" also scans the same convolved tokens backwards, with an `A_b_log` of
+            its own. "v2", every published Vim and VideoMamba, also convolves backwards and has a second set of
+            everything but the projections in and out.
         combine: "sum" or "mean" of the directions, before the gate. Vim's published weights want the mean, VideoMamba's
             the sum; "v1" only ever sums.
-        init: "published" zeroes the bias of the backward step size, as Vim's training code did by oversight: its backward
-            direction starts with steps of about 0.69 where the forward one has 0.001 to 0.1. "corrected" starts both alike.
+        init: "published" zeroes the bias of the backward step size, as Vim's training code did by oversight: its
+            backward direction starts with steps of about 0.69 where the forward one has 0.001 to 0.1. "corrected"
+            starts both alike.
         depth: how many mixers the model has; the output projection starts at 1 / sqrt(depth) of its usual size.
 
     Raises:
@@ -54,7 +55,7 @@ class MambaMixer(nn.Module):
         super().__init__()
         if directions not in ("none", "v1", "v2") or combine not in ("sum", "mean"):
             raise ValueError(
-                f"directions must be 'none', 'v1' or 'v2' and combine 'sum' or 'mean', got {directions!r} and {combine!r}"
+                f"directions must be 'none', 'v1' or 'v2', combine 'sum' or 'mean', got {directions!r}, {combine!r}"
             )
         if directions == "v1" and combine == "mean":
             raise ValueError("directions='v1' only ever sums: set combine='sum'")
@@ -67,7 +68,7 @@ class MambaMixer(nn.Module):
         self.scanned = [False] if directions == "none" else [False, True]
 
         e, n, r = self.d_inner, d_state, self.dt_rank
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_proj = nn.Linear(d_model, 2 * e, bias=False, **dd)
         self.conv1d = nn.Conv1d(e, e, d_conv, groups=e, **dd)
         self.x_proj = nn.Linear(e, r + 2 * n, bias=False, **dd)
@@ -116,14 +117,18 @@ class MambaMixer(nn.Module):
         b, l, _ = x.shape
         e, n, r = self.d_inner, self.d_state, self.dt_rank
         c, k = len(self.convolved), len(self.scanned)
-        conv, conv_bias = self.conv1d.weight.unsqueeze(0), self.conv1d.bias.unsqueeze(0)
+        conv, conv_bias = self.conv1d.weight.unsqueeze(0), self.conv1d.bias
+        assert conv_bias is not None  # nn.Conv1d declares it optional
+        conv_bias = conv_bias.unsqueeze(0)
         dt_proj, dt_bias = self.dt_proj.weight.unsqueeze(0), self.dt_proj.bias.unsqueeze(0)
         D, A_log = self.D.unsqueeze(0), self.A_log.unsqueeze(0)
         if self.A_b_log is not None:
             A_log = torch.stack([self.A_log, self.A_b_log])
         if self.conv1d_b is not None:
             conv = torch.stack([self.conv1d.weight, self.conv1d_b.weight])
-            conv_bias = torch.stack([self.conv1d.bias, self.conv1d_b.bias])
+            conv_bias_b = self.conv1d_b.bias
+            assert conv_bias_b is not None
+            conv_bias = torch.cat([conv_bias, conv_bias_b.unsqueeze(0)])
         if self.dt_proj_b is not None:
             dt_proj = torch.stack([self.dt_proj.weight, self.dt_proj_b.weight])
             dt_bias = torch.stack([self.dt_proj.bias, self.dt_proj_b.bias])

@@ -1,13 +1,15 @@
 """Root-mean-square normalisation of a float32 residual stream."""
 
 import torch
+from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
 import vim.kernels  # noqa: F401  registers the ops
 
 
+@register_notrace_function
 def residual_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of the residual stream: float32, or float64 in a float64 model. In 16 bits Vim's deep stream diverges."""
+    """The dtype of the residual stream: float32, or float64 in a float64 model. In 16 bits Vim's diverges."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

@@ -54,8 +54,7 @@ class PatchEmbed(nn.Module):
         """Map (b, c, h, w) to (b, rows, columns, d)."""
         if not self.dynamic_img_size:
             height, width = self.img_size
-            torch._assert(
-                image.shape[2] == height and image.shape[3] == width,
-                f"the image must be {height} x {width} pixels: set img_size, or dynamic_img_size=True",
-            )
+            expected = f"{height} x {width} pixels expected: set img_size, or dynamic_img_size=True"
+            torch._assert(image.shape[2] == height, expected)
+            torch._assert(image.shape[3] == width, expected)
         return self.proj(image).permute(0, 2, 3, 1)

@@ -38,10 +38,10 @@ def split_class_tokens(sequence: Tensor, class_token: str) -> tuple[Tensor, Tens
 def resize_position_table(
     table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], class_token: str
 ) -> Tensor:
-    """Resize a table, (1, l, d), to another grid of patches: the patches bicubic in float32, the class tokens' rows moved.
+    """Resize a table, (1, l, d), to another grid: the patches bicubic in float32, the class tokens' rows as they are.
 
-    The published Vim code takes the first row for the class token's wherever the token is: with one in the middle, half of
-    the patches shift by one and the token's row lands among them.
+    The published Vim code takes the first row for the class token's wherever the token is: with one in the middle,
+    half of the patches shift by one and the token's row lands among them.
     """
     if old_grid[0] == new_grid[0] and old_grid[1] == new_grid[1]:
         return table
