@@ -1,0 +1,46 @@
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# what each room may import of the others
+ALLOWED = {
+    "kernels": set(),
+    "vim/layers": {"kernels"},
+    "models": {"layers", "checkpoints"},
+    "vim/data": {"errors"},
+    "vim/engine": {"data", "errors"},
+}
+PARTS = {"kernels", "layers", "models", "data", "engine", "checkpoints", "errors"}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports_point_one_way(room):
+    own = room.removeprefix("vim/")
+    for path in sorted((ROOT / room).glob("*.py")):
+        for name in imported(path):
+            first, _, rest = name.partition(".")
+            part = rest.split(".")[0]
+            assert first not in ("tools", "models", "kernels", "tests"), f"{path} imports {name}"
+            if first == "vim" and part in PARTS:
+                assert part in ALLOWED[room] | {own}, f"{path} imports {name}"
+
+
+def test_families_do_not_import_one_another():
+    for path in sorted((ROOT / "models").glob("*.py")):
+        if path.name != "__init__.py":
+            assert not [name for name in imported(path) if name.startswith("vim.models")], path
+
+
+def test_tools_are_short():
+    for path in sorted((ROOT / "tools").glob("*.py")):
+        assert len(path.read_text().splitlines()) < 100, path
