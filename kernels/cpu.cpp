@@ -57,7 +57,6 @@ struct ScanGrads {
 
 struct Conv {
   int64_t images, directions, tokens, channels, width;
-  int64_t piece;
   int64_t reverse;
   int64_t silu;
   Rows x, y;
@@ -66,7 +65,7 @@ struct Conv {
 
 struct ConvGrads {
   Rows y, x;
-  float *weight, *bias;  // one an image: (b, k, d, width), (b, k, d)
+  float *weight, *bias;  // one for each kConvTokens steps: (b chunks, k, d, width), (b chunks, k, d)
 };
 
 struct Norm {
@@ -82,6 +81,7 @@ struct NormGrads {
 };
 
 constexpr int64_t kNormRows = 32;  // a task's rows: the gradient of the weight has a partial sum for each task
+constexpr int64_t kConvTokens = 32;  // a task's tokens: the gradients of the weights have a partial sum for each
 constexpr int64_t kSaved = 16;   // steps between two states kept for the backward pass
 
 // A run of channels of one group. Each group is cut into pieces of the same width, fewer channels in the last.
@@ -240,6 +240,8 @@ VIM_EXPORT int64_t vim_best_isa() {
 
 VIM_EXPORT int64_t vim_saved_every() { return kSaved; }
 
+VIM_EXPORT int64_t vim_conv_tokens() { return kConvTokens; }
+
 VIM_EXPORT int64_t vim_norm_rows() { return kNormRows; }
 
 VIM_EXPORT void vim_scan(const Scan* scan, int64_t isa, int64_t threads) {
@@ -251,11 +253,19 @@ VIM_EXPORT void vim_scan_backward(const Scan* scan, const ScanGrads* grads, int6
 }
 
 VIM_EXPORT void vim_conv(const Conv* conv, int64_t isa, int64_t threads) {
-  VIM_DISPATCH(isa, conv_forward(*conv, threads));
+  if (conv->width == 4) {
+    VIM_DISPATCH(isa, conv_forward<4>(*conv, threads));
+  } else {
+    VIM_DISPATCH(isa, conv_forward<0>(*conv, threads));
+  }
 }
 
 VIM_EXPORT void vim_conv_backward(const Conv* conv, const ConvGrads* grads, int64_t isa, int64_t threads) {
-  VIM_DISPATCH(isa, conv_backward(*conv, *grads, threads));
+  if (conv->width == 4) {
+    VIM_DISPATCH(isa, conv_backward<4>(*conv, *grads, threads));
+  } else {
+    VIM_DISPATCH(isa, conv_backward<0>(*conv, *grads, threads));
+  }
 }
 
 VIM_EXPORT void vim_norm(const Norm* norm, int64_t isa, int64_t threads) {

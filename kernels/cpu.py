@@ -27,7 +27,7 @@ WIDEST_PIECE = 384  # channels: the state of a piece stays in the first-level ca
 _ROWS = "5q"
 _SCAN = struct.Struct(f"10q f {_ROWS * 7} 6q")
 _SCAN_GRADS = struct.Struct(f"{_ROWS * 6} 5q")
-_CONV = struct.Struct(f"8q {_ROWS * 2} 2q")
+_CONV = struct.Struct(f"7q {_ROWS * 2} 2q")
 _CONV_GRADS = struct.Struct(f"{_ROWS * 2} 2q")
 _NORM = struct.Struct("2q f 3q")
 _NORM_GRADS = struct.Struct("3q")
@@ -43,7 +43,7 @@ def library() -> ctypes.CDLL | None:
             for name in ("vim_scan", "vim_conv", "vim_norm"):
                 getattr(found, name).argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64]
                 getattr(found, f"{name}_backward").argtypes = [ctypes.c_char_p] * 2 + [ctypes.c_int64] * 2
-            for name in ("vim_best_isa", "vim_saved_every", "vim_norm_rows"):
+            for name in ("vim_best_isa", "vim_saved_every", "vim_conv_tokens", "vim_norm_rows"):
                 getattr(found, name).restype = ctypes.c_int64
             return found
     return None
@@ -171,7 +171,8 @@ def causal_conv1d_backward(
     b, k, l, d = x.shape
     x, weight, bias, grad_y = _channels_last(x), weight.float().contiguous(), _native(bias), _channels_last(grad_y)
     dx = empty_rows(x, b, k, l, d)
-    dweight, dbias = x.new_empty(b, k, d, weight.shape[2]), x.new_empty(b, k, d)
+    chunks = b * -(-l // _constant("vim_conv_tokens"))
+    dweight, dbias = x.new_empty(chunks, k, d, weight.shape[2]), x.new_empty(chunks, k, d)
     grads = _CONV_GRADS.pack(*_rows(grad_y), *_rows(dx), _pointer(dweight), _pointer(dbias))
     _call("vim_conv_backward", _conv(x, grad_y, weight, bias, silu, reverse), grads)
     return [dx, dweight.sum(0), dbias.sum(0)]
@@ -276,6 +277,6 @@ def _scan(
 def _conv(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: Sequence[bool]) -> bytes:
     b, k, l, d = x.shape
     return _CONV.pack(
-        *(b, k, l, d, weight.shape[2], _piece(b, d), _bits(reverse), silu),
+        *(b, k, l, d, weight.shape[2], _bits(reverse), silu),
         *(*_rows(x), *_rows(y), _pointer(weight), _pointer(bias)),
     )

@@ -56,30 +56,43 @@ static inline float sum_lanes(Vec x) {
 #endif
 }
 
-// 2^x to 1e-7 relative, at most 2^-126 below the normal numbers. A minimax polynomial on the fraction, the integer part as exponent.
-static inline Vec exp2(Vec x) {
+// 2^x to 1e-7 relative, at most 2^-126 below the normal numbers. A minimax polynomial on the fraction, the integer part
+// as exponent. Each operation waits for the one before it: M vectors side by side keep the processor busy.
+template <int M>
+static inline void exp2(Vec* x) {
+  Vec f[M], p[M];
 #if VIM_LANES == 16
-  const __m512 y = reinterpret_cast<__m512>(x);
-  const Vec f = reinterpret_cast<Vec>(_mm512_reduce_ps(y, 0x09));  // x - floor(x)
-  Vec p = f * 1.867130087e-03f + 9.017030275e-03f;
-  p = p * f + 5.579991315e-02f;
-  p = p * f + 2.401644501e-01f;
-  p = p * f + 6.931513118e-01f;
-  p = p * f + 1.0f;
-  return reinterpret_cast<Vec>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), y));
+  for (int i = 0; i < M; ++i)  // x - floor(x)
+    f[i] = reinterpret_cast<Vec>(_mm512_reduce_ps(reinterpret_cast<__m512>(x[i]), 0x09));
+  for (int i = 0; i < M; ++i) p[i] = f[i] * 1.867130087e-03f + 9.017030275e-03f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 5.579991315e-02f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 2.401644501e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 6.931513118e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 1.0f;
+  for (int i = 0; i < M; ++i)
+    x[i] = reinterpret_cast<Vec>(_mm512_scalef_ps(reinterpret_cast<__m512>(p[i]), reinterpret_cast<__m512>(x[i])));
 #else
   const Vec low = splat(-126.0f), high = splat(127.99f);
-  x = low > x ? low : x;  // in this order a NaN passes
-  x = high < x ? high : x;
-  const Vec shifted = x + 12582912.0f;  // 1.5 * 2^23: the addition rounds x to an integer, kept in the low bits
-  const Vec f = x - (shifted - 12582912.0f);
-  Vec p = f * 1.326472707e-03f + 9.671512649e-03f;
-  p = p * f + 5.550733744e-02f;
-  p = p * f + 2.402224209e-01f;
-  p = p * f + 6.931469776e-01f;
-  p = p * f + 1.0f;
-  return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p) + (reinterpret_cast<IntVec>(shifted) << 23));
+  Vec shifted[M];
+  for (int i = 0; i < M; ++i) {
+    x[i] = low > x[i] ? low : x[i];  // in this order a NaN passes
+    x[i] = high < x[i] ? high : x[i];
+    shifted[i] = x[i] + 12582912.0f;  // 1.5 * 2^23: the addition rounds x to an integer, kept in the low bits
+    f[i] = x[i] - (shifted[i] - 12582912.0f);
+  }
+  for (int i = 0; i < M; ++i) p[i] = f[i] * 1.326472707e-03f + 9.671512649e-03f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 5.550733744e-02f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 2.402224209e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 6.931469776e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 1.0f;
+  for (int i = 0; i < M; ++i)
+    x[i] = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p[i]) + (reinterpret_cast<IntVec>(shifted[i]) << 23));
 #endif
+}
+
+static inline Vec exp2(Vec x) {
+  exp2<1>(&x);
+  return x;
 }
 
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
@@ -165,6 +178,9 @@ static void copy_rows(float* to, const Rows& rows, const Place& p, int64_t t0, i
     std::memcpy(to + t * n, rows.at(p.b, p.k, p.token(t0 + t), p.piece.group), n * sizeof(float));
 }
 
+template <int T>
+constexpr int kSideBySide = T < 4 ? T : 4;
+
 // T steps of one block of channels, its state h in registers one n at a time. N: n at compile time, 0 if unusual.
 template <int T, int N>
 static inline void scan_steps(const Scan& s, const Place& p, int64_t block, int64_t t0, const Vec* A2, Vec* h,
@@ -183,10 +199,17 @@ static inline void scan_steps(const Scan& s, const Place& p, int64_t block, int6
   for (int64_t i = 0; i < n; ++i) {
     const Vec a = A2[i];
     Vec state = h[i];
+#pragma GCC unroll 2
+    for (int t0 = 0; t0 < T; t0 += kSideBySide<T>) {
+      Vec decay[kSideBySide<T>];
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      state = exp2(dt[t] * a) * state + x[t] * B[t * n + i];
-      y[t] += state * C[t * n + i];
+      for (int t = 0; t < kSideBySide<T>; ++t) decay[t] = dt[t0 + t] * a;
+      exp2<kSideBySide<T>>(decay);
+#pragma GCC unroll 8
+      for (int t = 0; t < kSideBySide<T>; ++t) {
+        state = decay[t] * state + x[t0 + t] * B[(t0 + t) * n + i];
+        y[t0 + t] += state * C[(t0 + t) * n + i];
+      }
     }
     h[i] = state;
   }
@@ -356,8 +379,16 @@ static void scan_backward(const Scan& s, const ScanGrads& grads, int64_t threads
   });
 }
 
-static Place place_of(const Conv& c, int64_t b, int64_t k, int64_t piece) {
-  return {b, k, piece_of(c.channels, 1, c.piece, piece), ((c.reverse >> k) & 1) != 0, c.tokens};
+static Place place_of(const Conv& c, int64_t b, int64_t k) {
+  return {b, k, {0, 0, c.channels, 0}, ((c.reverse >> k) & 1) != 0, c.tokens};
+}
+
+// The weights of every direction, a vector of channels for each block and tap.
+static int64_t load_weights(const Conv& c, Vec* to) {
+  const int64_t each = place_of(c, 0, 0).blocks() * c.width;
+  for (int64_t k = 0; k < c.directions && to != nullptr; ++k)
+    load_states(to + k * each, c.weight + k * c.channels * c.width, place_of(c, 0, k), c.width, 1.0f);
+  return each;
 }
 
 constexpr int64_t kConvSteps = 8;
@@ -409,28 +440,24 @@ static void conv_tokens(const Conv& c, const Place& p, int64_t t0, int64_t steps
 }
 
 template <int W>
-static void conv_piece(const Conv& c, int64_t b, int64_t piece) {
-  const int64_t each = place_of(c, b, 0, piece).blocks() * c.width;
-  Buffer<Vec> weight(c.directions * each);
-  for (int64_t k = 0; k < c.directions; ++k)
-    load_states(&weight[k * each], c.weight + k * c.channels * c.width, place_of(c, b, k, piece), c.width, 1.0f);
-  for (int64_t t0 = 0; t0 < c.tokens; t0 += kConvSteps)
-    for (int64_t k = 0; k < c.directions; ++k)  // all directions while the tokens are in the cache
-      conv_tokens<W>(c, place_of(c, b, k, piece), t0, std::min(kConvSteps, c.tokens - t0), &weight[k * each]);
-}
-
 static void conv_forward(const Conv& c, int64_t threads) {
-  const int64_t pieces = pieces_of(c.channels, 1, c.piece);
-  auto* run = c.width == 4 ? conv_piece<4> : conv_piece<0>;
-  parallel_for(c.images * pieces, threads, [&](int64_t task) { run(c, task / pieces, task % pieces); });
+  const int64_t each = load_weights(c, nullptr), chunks = (c.tokens + kConvTokens - 1) / kConvTokens;
+  Buffer<Vec> weight(c.directions * each);
+  load_weights(c, weight.data());
+  parallel_for(c.images * chunks, threads, [&](int64_t task) {
+    const int64_t b = task / chunks, start = task % chunks * kConvTokens, end = std::min(start + kConvTokens, c.tokens);
+    for (int64_t t0 = start; t0 < end; t0 += kConvSteps)
+      for (int64_t k = 0; k < c.directions; ++k)  // all directions while the tokens are in the cache
+        conv_tokens<W>(c, place_of(c, b, k), t0, std::min(kConvSteps, end - t0), &weight[k * each]);
+  });
 }
 
-// kConvSteps steps of one block, backwards. x and dy: scratch for the steps and the width - 1 on either side, or after.
+// Up to kConvSteps steps of one block, backwards. x and dy: scratch for the steps and the width - 1 on either side, or after.
 template <int W>
 static inline void conv_steps_backward(const Conv& c, const ConvGrads& grads, const Place& p, int64_t block, int64_t t0,
-                                       const Vec* weight, Vec* dweight, Vec* dbias, Vec* x, Vec* dy) {
+                                       int64_t steps, const Vec* weight, Vec* dweight, Vec* dbias, Vec* x, Vec* dy) {
   const int64_t channel = p.channel(block), before = (W ? W : c.width) - 1;
-  const int64_t steps = std::min(kConvSteps, c.tokens - t0), later = std::min(steps + before, c.tokens - t0);
+  const int64_t later = std::min(steps + before, c.tokens - t0);
   const Vec bias = load_bias(c, p, block);
   const Mask mask = p.mask(block);
   for (int64_t i = 0; i < later + before; ++i) {
@@ -456,26 +483,23 @@ static inline void conv_steps_backward(const Conv& c, const ConvGrads& grads, co
 }
 
 template <int W>
-static void conv_piece_backward(const Conv& c, const ConvGrads& grads, const Place& p) {
-  const int64_t width = c.width;
-  Buffer<Vec> weight(p.blocks() * width), dweight(p.blocks() * width), dbias(p.blocks());
-  Buffer<Vec> x(kConvSteps + 2 * width), dy(kConvSteps + width);
-  load_states(weight.data(), c.weight + p.k * c.channels * width, p, width, 1.0f);
-  for (int64_t t0 = 0; t0 < c.tokens; t0 += kConvSteps)
-    for (int64_t block = 0; block < p.blocks(); ++block)
-      conv_steps_backward<W>(c, grads, p, block, t0, &weight[block * width], &dweight[block * width], &dbias[block],
-                             x.data(), dy.data());
-  const int64_t channels = (p.b * c.directions + p.k) * c.channels;
-  store_states(grads.weight + channels * width, dweight.data(), p, width);
-  for (int64_t block = 0; block < p.blocks(); ++block)
-    store(grads.bias + channels + p.channel(block), dbias[block], p.mask(block));
-}
-
 static void conv_backward(const Conv& c, const ConvGrads& grads, int64_t threads) {
-  const int64_t pieces = pieces_of(c.channels, 1, c.piece);
-  auto* run = c.width == 4 ? conv_piece_backward<4> : conv_piece_backward<0>;
-  parallel_for(c.images * c.directions * pieces, threads, [&](int64_t task) {
-    run(c, grads, place_of(c, task / pieces / c.directions, task / pieces % c.directions, task % pieces));
+  const int64_t each = load_weights(c, nullptr), chunks = (c.tokens + kConvTokens - 1) / kConvTokens;
+  Buffer<Vec> weight(c.directions * each);
+  load_weights(c, weight.data());
+  parallel_for(c.images * chunks * c.directions, threads, [&](int64_t task) {
+    const int64_t k = task % c.directions, chunk = task / c.directions % chunks;
+    const Place p = place_of(c, task / c.directions / chunks, k);
+    const int64_t end = std::min((chunk + 1) * kConvTokens, c.tokens);
+    Buffer<Vec> dweight(each), dbias(p.blocks()), x(kConvSteps + 2 * c.width), dy(kConvSteps + c.width);
+    for (int64_t t0 = chunk * kConvTokens; t0 < end; t0 += kConvSteps)
+      for (int64_t block = 0; block < p.blocks(); ++block)
+        conv_steps_backward<W>(c, grads, p, block, t0, std::min(kConvSteps, end - t0),
+                               &weight[k * each + block * c.width], &dweight[block * c.width], &dbias[block], x.data(),
+                               dy.data());
+    store_states(grads.weight + task * c.channels * c.width, dweight.data(), p, c.width);
+    for (int64_t block = 0; block < p.blocks(); ++block)
+      store(grads.bias + task * c.channels + p.channel(block), dbias[block], p.mask(block));
   });
 }
 
