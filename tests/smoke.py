@@ -1,4 +1,4 @@
-"""Run by .ci/run with an installed wheel and nothing of the checkout: every part is there, and a model trains a step."""
+"""Run by .ci/run with an installed wheel and nothing of the checkout: all parts are there, and a model trains."""
 
 import os
 import sys

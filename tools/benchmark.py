@@ -1,6 +1,5 @@
 """Time the scan's backends and whole models against timm's DeiT, side by side in one run, and print the ratios."""
 
-import argparse
 import subprocess
 import sys
 import time
@@ -11,7 +10,6 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor
 
 import vim  # noqa: F401  registers the models
 from vim.kernels import available_backends, selective_scan
@@ -32,7 +30,7 @@ def side_by_side(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[
     return {name: median(seconds) for name, seconds in times.items()}
 
 
-def scan_inputs(batch: int) -> dict[str, Tensor]:
+def scan_inputs(batch: int) -> dict[str, Any]:
     torch.manual_seed(0)
     u, delta, z = torch.randn(3, batch, TOKENS, CHANNELS)
     B, C = torch.randn(2, batch, TOKENS, STATES)
@@ -41,9 +39,9 @@ def scan_inputs(batch: int) -> dict[str, Tensor]:
     return {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias - 3}
 
 
-def scan(inputs: dict[str, Tensor], backend: str, backward: bool) -> None:
+def scan(inputs: dict[str, Any], backend: str, backward: bool) -> None:
     leaves = {name: tensor.requires_grad_(backward) for name, tensor in inputs.items()}
-    y = selective_scan(**leaves, delta_softplus=True, backend=backend)
+    y: Any = selective_scan(**leaves, delta_softplus=True, backend=backend)
     if backward:
         torch.autograd.grad(y.sum(), list(leaves.values()))
 
@@ -84,7 +82,6 @@ def run_python(code: str) -> None:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, float32")
     for batch in (1, 8):
         compare_scans(batch)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from vim.data import find_images
 from vim.engine.predict import Predictor, draw
-from vim.errors import run
+from vim.engine.weights import make_folder
+from vim.errors import UserError, run
 
 
 def parse() -> argparse.Namespace:
@@ -20,18 +21,21 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    if arguments.top_k < 1:
+        raise UserError(f"--top-k must be at least 1, got {arguments.top_k}")
     images = find_images(arguments.images)
     if arguments.model:
         predictor = Predictor.from_pretrained(arguments.model, arguments.checkpoint)
     else:
         predictor = Predictor.from_checkpoint(arguments.checkpoint)
+    if arguments.draw:
+        make_folder(arguments.draw)
     for number, path in enumerate(images):
         predictions = predictor(path, arguments.top_k)
         print(path)
         for name, probability in predictions:
             print(f"  {100 * probability:6.2f} %  {name}")
         if arguments.draw:
-            arguments.draw.mkdir(parents=True, exist_ok=True)
             draw(path, predictions, arguments.draw / f"{number:04d}_{path.stem}.png")
 
 

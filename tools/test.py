@@ -10,7 +10,7 @@ from vim.engine.config import add_config_arguments, load_config, work_dir_of
 from vim.engine.evaluate import evaluate
 from vim.engine.log import plot_confusion
 from vim.engine.trainer import build_loader
-from vim.engine.weights import load_trained
+from vim.engine.weights import load_trained, make_folder
 from vim.errors import UserError, run
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     evaluation = evaluate(model, loader, accelerator, len(splits.classes))
     if accelerator.is_main_process:
         work_dir = work_dir_of(arguments)
-        work_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(work_dir)
         plot_confusion(work_dir / "confusion.png", evaluation.confusion, splits.classes)
         print(f"in {work_dir}: confusion.png")
         print(f"loss {evaluation.loss:.4f}, top-5 {100 * evaluation.top5:.2f} %")

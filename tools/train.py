@@ -1,6 +1,7 @@
 """Train what a config describes."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from vim.data import Digits
@@ -38,6 +39,23 @@ def write_samples(folder: Path, count: int = 10) -> None:
         image.save(folder / f"{i}_is_{label}.png")
 
 
+def next_commands(arguments: argparse.Namespace, work_dir: Path, num_epochs: int, images: str) -> list[str]:
+    """What can be done with the run: predict, test, train on, each a line for a shell."""
+    config = [str(arguments.config)]
+    if arguments.work_dir or arguments.cfg_options or arguments.amp:  # the run's own config has them all
+        config = [str(work_dir / "config.py"), "--work-dir", str(work_dir)]
+    best = str(work_dir / "best.pth")
+    longer = ["--resume", "--cfg-options", f"schedule.num_epochs={2 * num_epochs}"]
+    return [
+        shlex.join(["python", *words])
+        for words in (
+            ["tools/predict.py", best, images],
+            ["tools/test.py", config[0], best, *config[1:]],
+            ["tools/train.py", *config, *longer],
+        )
+    ]
+
+
 def main() -> None:
     arguments = parse()
     config = load_config(arguments.config, arguments.cfg_options)
@@ -54,10 +72,8 @@ def main() -> None:
         images = str(work_dir / "samples")
     print(f"in {work_dir}: best.pth, last.pth, log.csv, curves.png, confusion.png")
     print("next:")
-    print(f"  python tools/predict.py {work_dir}/best.pth {images}")
-    print(f"  python tools/test.py {arguments.config} {work_dir}/best.pth")
-    longer = f"--resume --cfg-options schedule.num_epochs={2 * trainer.num_epochs}"
-    print(f"  python tools/train.py {arguments.config} {longer}")
+    for command in next_commands(arguments, work_dir, trainer.num_epochs, images):
+        print(f"  {command}")
     print(f"top-1 {100 * evaluation.top1:.2f} %")
 
 

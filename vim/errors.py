@@ -9,7 +9,18 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         # a data loader's worker hands an exception on with its traceback before the message
-        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+        super().__init__(one_line(message.rsplit(f"{type(self).__name__}: ", 1)[-1]))
+
+
+def one_line(message: str) -> str:
+    """The lines of a message, joined; the list of names that torch may append, cut."""
+    line = " ".join(part.strip() for part in message.strip().splitlines())
+    return line if len(line) <= 500 else f"{line[:500]}..."
+
+
+def describe(error: Exception) -> str:
+    """What an exception of a library says, or its name where it says nothing."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
 
 
 def run(main: Callable[[], None]) -> None:

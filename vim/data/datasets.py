@@ -27,16 +27,20 @@ def build_datasets(data: dict[str, Any], mode: str = "RGB") -> Splits:
     Raises:
         UserError: an unknown name, a folder that is missing or empty, or classes that differ between the parts.
     """
-    if data["dataset"] == "digits":
+    dataset = data.get("dataset")
+    if dataset == "digits":
         train: Any = Digits(train=True, mode=mode)
         held_out: Any = Digits(train=False, mode=mode)
-    elif data["dataset"] == "folder":
+    elif dataset == "folder":
         if not data.get("root"):
             raise UserError("data.root must name the folder that holds train and val: --cfg-options data.root=PATH")
-        train, held_out = (image_folder(Path(data["root"]) / part, mode) for part in ("train", "val"))
+        train, held_out = (image_folder(Path(str(data["root"])) / part, mode) for part in ("train", "val"))
     else:
-        raise UserError(f"data.dataset must be 'digits' or 'folder', got {data['dataset']!r}")
+        raise UserError(f"data.dataset must be 'digits' or 'folder', got {dataset!r}")
     if train.classes != held_out.classes:
         different = sorted(set(train.classes) ^ set(held_out.classes))
-        raise UserError(f"train and val must hold the same classes; only one of them has {', '.join(different[:5])}")
+        raise UserError(
+            f"train and val in {data['root']} must hold the same classes; only one of them has "
+            f"{', '.join(different[:5])}: add these folders to the other, or take them out"
+        )
     return Splits(train, held_out, train.classes)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -13,13 +14,17 @@ def read_image(path: str | Path, mode: str = "RGB") -> Image.Image:
     """Decode an image file.
 
     Raises:
-        UserError: it is missing, or not an image that can be decoded.
+        UserError: it is missing, or not an image that can be decoded to 8 bits.
     """
     try:
         with Image.open(path) as image:
+            if image.mode in ("I", "F"):
+                raise UserError(f"cannot read {path}: it has 32 bits a pixel and channel; save it with 8 or 16")
+            if image.mode.startswith("I;16"):  # convert() would cut off at 255
+                return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert(mode)
             return image.convert(mode)
     except FileNotFoundError:
-        raise UserError(f"no such image: {path}") from None
+        raise UserError(f"no such image: {path} (give the path of an image file)") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read {path} as an image ({error}): replace the file or take it out") from None
 
@@ -33,7 +38,7 @@ def find_images(paths: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise UserError(f"no such file or folder: {path}")
+            raise UserError(f"no such file or folder: {path} (give image files, or folders of them)")
         images = (
             [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMG_EXTENSIONS]
         )

@@ -5,6 +5,8 @@ from typing import Any
 
 from timm.data import create_transform, resolve_data_config
 
+from vim.errors import UserError
+
 _OF_TRANSFORMS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
@@ -25,5 +27,11 @@ def eval_transform(model: Any, options: dict[str, Any]) -> Callable[[Any], Any]:
 
 
 def image_mode(model: Any) -> str:
-    """PIL's name for the images a model takes."""
+    """PIL's name for the images a model takes.
+
+    Raises:
+        UserError: images are grey or in colour, and it takes neither.
+    """
+    if model.in_chans not in (1, 3):
+        raise UserError(f"images have 1 or 3 channels, and the model {model.in_chans}: --cfg-options model.in_chans=3")
     return "L" if model.in_chans == 1 else "RGB"

@@ -75,7 +75,7 @@ def plot_confusion(path: Path, confusion: Tensor, classes: list[str]) -> None:
 
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
     figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    picture = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, label="share of the actual class")
     axes.set(xlabel="predicted", ylabel="actual")
     if len(classes) <= 20:

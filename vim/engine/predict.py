@@ -5,14 +5,13 @@ from typing import Any
 
 import timm
 import torch
-from PIL import Image
 from timm.data import ImageNetInfo
 from torch import nn
 
 import vim  # noqa: F401  registers the models
 from vim.data import eval_transform, image_mode, read_image
 from vim.engine.weights import load_trained
-from vim.errors import UserError
+from vim.errors import UserError, describe
 
 
 class Predictor:
@@ -44,7 +43,7 @@ class Predictor:
         try:
             model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
         except Exception as error:  # torch and timm raise many kinds
-            raise UserError(f"cannot load {path} into {name}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"cannot load {path} into {name}: {describe(error)}") from error
         info = ImageNetInfo()
         return cls(model, {}, [info.index_to_description(i) for i in range(info.num_classes())])
 
@@ -62,8 +61,7 @@ def draw(path: Path, predictions: list[tuple[str, float]], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    with Image.open(path) as image:
-        left.imshow(image.convert("RGB"))
+    left.imshow(read_image(path))
     left.set_axis_off()
     names = [name.split(",")[0] for name, _ in predictions]
     right.barh(range(len(names)), [100 * probability for _, probability in predictions])

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 import vim  # noqa: F401  registers the models
 from vim.data import build_datasets, image_mode, input_options
+from vim.engine.config import reading, write_config
 from vim.engine.evaluate import Evaluation, evaluate
 from vim.engine.log import Bar, plot_confusion, plot_curves, progress_bar, write_csv
-from vim.engine.weights import load_weights, read_checkpoint, save_atomically
+from vim.engine.weights import load_weights, make_folder, read_checkpoint, save_atomically
 from vim.errors import UserError
 
 
@@ -31,24 +32,38 @@ def build_model(options: dict[str, Any]) -> nn.Module:
     Raises:
         UserError: no such model, or an option it does not take.
     """
-    try:
-        return timm.create_model(**options)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"the config's model cannot be built: {error}") from error
+    with reading("model"):
+        model = timm.create_model(**options)
+    if not (hasattr(model, "in_chans") and hasattr(model, "patch_embed")):
+        raise UserError(
+            f"model.model_name must be a model of this package, such as vim_nano, got {options['model_name']}"
+        )
+    return model
 
 
 def build_loader(data: dict[str, Any], dataset: Any, model: nn.Module, *, is_training: bool) -> Any:
-    """Batches of (images (b, c, h, w), labels (b,)), transformed for the model."""
-    options = data.get("train_transform" if is_training else "eval_transform", {})
-    return create_loader(
-        dataset,
-        **{**input_options(model), **options},
-        batch_size=data["batch_size"],
-        is_training=is_training,
-        num_workers=data["num_workers"],
-        persistent_workers=data["num_workers"] > 0,
-        use_prefetcher=False,
-    )
+    """Batches of (images (b, c, h, w), labels (b,)), transformed for the model.
+
+    Raises:
+        UserError: an option of the transform that does not exist, or a batch larger than the training set.
+    """
+    section = "train_transform" if is_training else "eval_transform"
+    with reading(f"data.{section}"):
+        loader = create_loader(
+            dataset,
+            **{**input_options(model), **data.get(section, {})},
+            batch_size=data["batch_size"],
+            is_training=is_training,
+            num_workers=data["num_workers"],
+            persistent_workers=data["num_workers"] > 0,
+            use_prefetcher=False,
+        )
+    if len(loader) == 0:
+        raise UserError(
+            f"data.batch_size is {data['batch_size']}, and there are {len(dataset)} images to train on: "
+            f"--cfg-options data.batch_size={len(dataset)}, or less"
+        )
+    return loader
 
 
 class Trainer:
@@ -74,21 +89,29 @@ class Trainer:
                 f"the data has {len(self.classes)} classes and the model {model.num_classes}: "
                 f"--cfg-options model.num_classes={len(self.classes)}"
             )
+        with reading("optimizer"):
+            optimizer = create_optimizer_v2(model, **config.optimizer)
         self.ema = ModelEmaV3(model, decay=config.train.ema_decay) if config.train.get("ema_decay") else None
         self.model, self.optimizer, self.loader, self.held_out = self.accelerator.prepare(
             model,
-            create_optimizer_v2(model, **config.optimizer),
+            optimizer,
             build_loader(config.data, splits.train, model, is_training=True),
             build_loader(config.data, splits.held_out, model, is_training=False),
         )
-        self.scheduler, self.num_epochs = create_scheduler_v2(
-            self.optimizer, **config.schedule, updates_per_epoch=len(self.loader)
-        )
+        if config.schedule.get("sched") == "plateau":
+            raise UserError("schedule.sched cannot be 'plateau', which is no function of the epoch: take 'cosine'")
+        with reading("schedule"):
+            self.scheduler, self.num_epochs = create_scheduler_v2(
+                self.optimizer, **config.schedule, updates_per_epoch=len(self.loader)
+            )
         smoothing = config.train.get("smoothing", 0.0)
         self.mixup = None
         self.loss: nn.Module = LabelSmoothingCrossEntropy(smoothing)
         if config.get("mixup"):
-            self.mixup = Mixup(**config.mixup, label_smoothing=smoothing, num_classes=len(self.classes))
+            if config.data.batch_size % 2:
+                raise UserError(f"mixup needs an even data.batch_size, got {config.data.batch_size}")
+            with reading("mixup"):
+                self.mixup = Mixup(**config.mixup, label_smoothing=smoothing, num_classes=len(self.classes))
             self.loss = SoftTargetCrossEntropy()
         self.rows: list[dict[str, float]] = []  # of the log, one an epoch
         if resume is not None:
@@ -98,8 +121,8 @@ class Trainer:
         """Train for the epochs that are left, and return the last evaluation."""
         main, steps = self.accelerator.is_main_process, len(self.loader)
         if main:
-            self.work_dir.mkdir(parents=True, exist_ok=True)
-            self.config.dump(str(self.work_dir / "config.py"))
+            make_folder(self.work_dir)
+            write_config(self.config, self.work_dir / "config.py")
         evaluation = None
         with progress_bar(self.num_epochs * steps, len(self.rows) * steps, shown=main) as bar:
             for epoch in range(len(self.rows), self.num_epochs):
@@ -149,8 +172,9 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         state = self._state()
-        if evaluation.top1 >= best:
-            save_atomically(state, self.work_dir / "best.pth")
+        best_path = self.work_dir / "best.pth"
+        if evaluation.top1 >= best or not best_path.exists():  # it may have resumed from another folder
+            save_atomically(state, best_path)
         save_atomically(state, self.work_dir / "last.pth")
         write_csv(self.work_dir / "log.csv", self.rows)
 
@@ -166,7 +190,6 @@ class Trainer:
             "training": {
                 "model": model,
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
                 "rows": self.rows,
                 "random": _random_state(),
@@ -181,11 +204,23 @@ class Trainer:
         load_weights(self.accelerator.unwrap_model(self.model), training["model"], path)
         if self.ema is not None:
             load_weights(self.ema.module, state["model"], path)
+        if state["meta"]["classes"] != self.classes:
+            raise UserError(
+                f"{path} was trained on other classes than the config's data has: resume with the same data"
+            )
+        if [set(group) for group in training["optimizer"]["param_groups"]] != [
+            set(group) for group in self.optimizer.state_dict()["param_groups"]
+        ]:
+            raise UserError(
+                f"{path} was trained with another optimizer: resume with the same optimizer.opt and weight_decay"
+            )
         self.optimizer.load_state_dict(training["optimizer"])
-        self.scheduler.load_state_dict(training["scheduler"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(training["scaler"])
         self.rows = training["rows"]
+        # the learning rate follows from the epoch and this config, which may have more epochs than the last
+        self.scheduler.step(len(self.rows))
+        self.scheduler.step_update(len(self.rows) * len(self.loader))
         _set_random_state(training["random"])
 
 

@@ -8,7 +8,21 @@ import timm
 import torch
 from torch import nn
 
-from vim.errors import UserError
+from vim.errors import UserError, describe
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for results, and those it lies in.
+
+    Raises:
+        UserError: it cannot be made, or not be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path} ({error.strerror}): name another") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to the folder {path}: name another, or change its permissions")
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
@@ -34,7 +48,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds, with advice to load unsafely
         raise UserError(f"cannot read {path} as a checkpoint: it is damaged, or not of tools/train.py") from error
     if not isinstance(state, dict) or not {"model", "meta"} <= state.keys():
-        raise UserError(f"{path} is not a checkpoint of tools/train.py: it lacks 'model' or 'meta'")
+        raise UserError(
+            f"{path} is not a checkpoint of tools/train.py: it lacks 'model' or 'meta' "
+            "(published weights: tools/predict.py with --model NAME)"
+        )
+    if not isinstance(state["meta"], dict) or not {"model", "classes", "eval_transform"} <= state["meta"].keys():
+        raise UserError(f"{path} is not a checkpoint of tools/train.py: it does not say what model it is of")
     return state
 
 
@@ -64,7 +83,7 @@ def load_trained(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     state = read_checkpoint(path)
     try:
         model = timm.create_model(**state["meta"]["model"])
-    except (RuntimeError, TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{path} names a model that cannot be built: {error}") from error
+    except Exception as error:  # a model raises many kinds
+        raise UserError(f"{path} names a model that cannot be built: {describe(error)}") from error
     load_weights(model, state["model"], path)
     return model.eval(), state["meta"]

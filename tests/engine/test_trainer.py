@@ -1,0 +1,233 @@
+import csv
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny import few_digits, tiny_config
+from vim.engine.config import load_config
+from vim.engine.trainer import Trainer
+from vim.engine.weights import save_atomically
+from vim.errors import UserError
+
+RECIPES = {
+    "mixup": {"mixup__mixup_alpha": 0.8, "mixup__cutmix_alpha": 1.0},
+    "ema": {"train__ema_decay": 0.9},
+    "drop": {"model__drop_path_rate": 0.2, "model__drop_rate": 0.2, "train__clip_grad": None},
+}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    few_digits(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run: its work dir and its evaluation."""
+    work_dir = tmp_path_factory.mktemp("run") / "made"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        few_digits(monkeypatch)
+        evaluation = Trainer(tiny_config(schedule__num_epochs=4, optimizer__lr=0.01), work_dir).fit()
+    return work_dir, evaluation
+
+
+def rows_of(work_dir):
+    with (work_dir / "log.csv").open() as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(got, want):
+    """Equal to the bit, however nested."""
+    if isinstance(want, torch.Tensor):
+        assert torch.equal(got, want)
+    elif isinstance(want, dict):
+        assert list(got) == list(want)
+        for key in want:
+            assert_same(got[key], want[key])
+    elif isinstance(want, list | tuple):
+        for one, other in zip(got, want, strict=True):
+            assert_same(one, other)
+    else:
+        assert got == want
+
+
+def test_what_a_run_writes(run):
+    work_dir, evaluation = run
+    names = ["best.pth", "config.py", "confusion.png", "curves.png", "last.pth", "log.csv"]
+    assert sorted(path.name for path in work_dir.iterdir()) == names
+    for name in ("confusion.png", "curves.png"):
+        with Image.open(work_dir / name) as picture:
+            assert min(picture.size) > 100
+    assert load_config(work_dir / "config.py").schedule.num_epochs == 4
+    assert evaluation.confusion.sum() == 64
+
+
+def test_the_log_has_a_row_an_epoch(run):
+    work_dir, evaluation = run
+    rows = rows_of(work_dir)
+    assert list(rows[0]) == ["epoch", "lr", "train_loss", "loss", "top1", "top5"]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert (rows[-1]["loss"], rows[-1]["top1"], rows[-1]["top5"]) == (
+        evaluation.loss,
+        evaluation.top1,
+        evaluation.top5,
+    )
+
+
+def test_the_loss_falls(run):
+    rows = rows_of(run[0])
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_the_checkpoints(run):
+    rows = rows_of(run[0])
+    best, last = (load(run[0] / name) for name in ("best.pth", "last.pth"))
+    assert last["training"]["rows"] == rows
+    assert best["training"]["rows"][-1]["top1"] == max(row["top1"] for row in rows)
+    assert last["meta"]["classes"] == list("0123456789")
+    assert last["meta"]["model"]["embed_dim"] == 16
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(recipe, tmp_path, monkeypatch):
+    for name in ("plot_curves", "plot_confusion"):
+        monkeypatch.setattr(f"vim.engine.trainer.{name}", lambda *args: None)
+    config = tiny_config(**RECIPES[recipe])
+    Trainer(config, tmp_path / "whole").fit()
+
+    step = Trainer._step
+
+    def killed(self, images, labels, number):
+        if number == 5:  # of 4 an epoch: in the second
+            raise KeyboardInterrupt
+        return step(self, images, labels, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(config, tmp_path / "parts").fit()
+    assert len(rows_of(tmp_path / "parts")) == 1
+    Trainer(config, tmp_path / "parts", tmp_path / "parts/last.pth").fit()
+
+    assert (tmp_path / "parts/log.csv").read_text() == (tmp_path / "whole/log.csv").read_text()
+    for name in ("last.pth", "best.pth"):
+        assert_same(load(tmp_path / "parts" / name), load(tmp_path / "whole" / name))
+
+
+def test_resumed_with_more_epochs_the_learning_rate_is_that_of_the_longer_schedule(run, tmp_path):
+    longer = tiny_config(schedule__num_epochs=6, optimizer__lr=0.01)
+    Trainer(longer, tmp_path, run[0] / "last.pth").fit()
+    rows = rows_of(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[4]["lr"] > rows[3]["lr"] > rows[5]["lr"] * 0.99
+    assert (tmp_path / "best.pth").exists()
+
+
+def test_resuming_a_finished_run_only_evaluates(run, tmp_path):
+    trainer = Trainer(tiny_config(schedule__num_epochs=4), tmp_path, run[0] / "last.pth")
+    assert trainer.fit().loss == run[1].loss
+    assert not (tmp_path / "last.pth").exists()
+
+
+def test_averaged_weights_are_the_ones_to_use(tmp_path):
+    Trainer(tiny_config(train__ema_decay=0.9, schedule__num_epochs=1), tmp_path).fit()
+    state = load(tmp_path / "last.pth")
+    assert not torch.equal(state["model"]["head.weight"], state["training"]["model"]["head.weight"])
+
+
+def test_a_checkpoint_of_another_model(run, tmp_path):
+    path = run[0] / "last.pth"
+    with pytest.raises(UserError, match=re.escape(f"{path} is of another model: layers.2.norm.weight is missing")):
+        Trainer(tiny_config(model__depth=3), tmp_path, path)
+    with pytest.raises(UserError, match=re.escape(f"{path} is of another model: cls_token is (1, 1, 16) there and")):
+        Trainer(tiny_config(model__embed_dim=32), tmp_path, path)
+
+
+def test_a_checkpoint_of_another_optimizer(run, tmp_path):
+    with pytest.raises(UserError, match="was trained with another optimizer: resume with the same"):
+        Trainer(tiny_config(optimizer__opt="sgd"), tmp_path, run[0] / "last.pth")
+
+
+def test_a_checkpoint_of_other_classes(run, tmp_path):
+    state = load(run[0] / "last.pth")
+    state["meta"]["classes"] = list("abcdefghij")
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="other.pth was trained on other classes than the config's data has"):
+        Trainer(tiny_config(), tmp_path, tmp_path / "other.pth")
+
+
+def test_a_checkpoint_that_is_missing_or_damaged(run, tmp_path):
+    path = tmp_path / "damaged.pth"
+    with pytest.raises(UserError, match=re.escape(f"no such checkpoint: {path}")):
+        Trainer(tiny_config(), tmp_path, path)
+    path.write_bytes((run[0] / "last.pth").read_bytes()[:5000])
+    with pytest.raises(UserError, match=re.escape(f"cannot read {path} as a checkpoint: it is damaged, or not of")):
+        Trainer(tiny_config(), tmp_path, path)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ([1], "is not a checkpoint of tools/train.py: it lacks 'model' or 'meta'"),
+        ({"model": {}}, "it lacks 'model' or 'meta' .*--model NAME"),
+        ({"model": {}, "meta": {}}, "does not say what model it is of"),
+        ({"model": {}, "meta": {"model": {}, "classes": [], "eval_transform": {}}}, "holds weights only"),
+    ],
+    ids=str,
+)
+def test_a_file_that_is_no_checkpoint_of_a_run(state, message, tmp_path):
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=f"a.pth .*{message}"):
+        Trainer(tiny_config(), tmp_path, tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model__num_classes": 7}, "the data has 10 classes and the model 7: --cfg-options model.num_classes=10"),
+        ({"model__model_name": "vim_nothing"}, r"model does not fit: Unknown model \(vim_nothing\)"),
+        ({"model__nothing": 1}, "model does not fit: .*unexpected keyword argument 'nothing'"),
+        ({"model__in_chans": 2}, "1 or 3 channels, and the model 2"),
+        ({"optimizer__opt": "nothing"}, "optimizer does not fit: Optimizer nothing not found"),
+        ({"optimizer__nothing": 1}, "optimizer does not fit: .*unexpected keyword argument 'nothing'"),
+        ({"schedule__sched": "nothing"}, "schedule does not fit: Unknown scheduler 'nothing'"),
+        ({"schedule__sched": "plateau"}, "schedule.sched cannot be 'plateau'.* take 'cosine'"),
+        ({"mixup__nothing": 1}, "mixup does not fit: .*unexpected keyword argument 'nothing'"),
+        ({"mixup__mixup_alpha": 1.0, "data__batch_size": 15}, "mixup needs an even data.batch_size, got 15"),
+        ({"data__train_transform": {"nothing": 1}}, "data.train_transform does not fit: .*argument 'nothing'"),
+        ({"data__eval_transform": {"interpolation": "x"}}, "data.eval_transform does not fit: KeyError: 'x'"),
+        ({"data__batch_size": 65}, "64 images to train on: --cfg-options data.batch_size=64, or less"),
+    ],
+    ids=str,
+)
+def test_a_config_that_does_not_fit(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        Trainer(tiny_config(**options), tmp_path)
+
+
+def test_a_work_dir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    trainer = Trainer(tiny_config(), tmp_path / "file/run")
+    with pytest.raises(UserError, match=re.escape(f"cannot make the folder {tmp_path / 'file/run'} (Not a directory)")):
+        trainer.fit()
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth"
+    save_atomically({"epoch": 1}, path)
+
+    def fail(state, file):
+        file.write(b"half of it")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_atomically({"epoch": 2}, path)
+    assert load(path) == {"epoch": 1}
