@@ -1,5 +1,6 @@
 """Time the scan's backends and whole models against timm's DeiT, side by side in one run, and print the ratios."""
 
+import argparse
 import subprocess
 import sys
 import time
@@ -32,8 +33,7 @@ def side_by_side(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[
 
 def scan_inputs(batch: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    u, delta, z = torch.randn(3, batch, TOKENS, CHANNELS)
-    B, C = torch.randn(2, batch, TOKENS, STATES)
+    (u, delta, z), (B, C) = torch.randn(3, batch, TOKENS, CHANNELS), torch.randn(2, batch, TOKENS, STATES)
     D, delta_bias = torch.randn(2, CHANNELS)
     A = -torch.arange(1.0, STATES + 1).repeat(CHANNELS, 1)
     return {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias - 3}
@@ -82,6 +82,7 @@ def run_python(code: str) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, float32")
     for batch in (1, 8):
         compare_scans(batch)
