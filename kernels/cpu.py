@@ -70,6 +70,7 @@ def selective_scan(
     reverse: Sequence[bool],
     combine: str,
     *,
+    return_last_state: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, the last state and what the backward pass needs: y before the gate, and the state every few steps."""
@@ -80,7 +81,7 @@ def selective_scan(
     ]
     b, k, l, d = u.shape
     y = u.new_empty(b, k if combine == "none" else 1, l, d, dtype=torch.float32)
-    last_state = A.new_empty(b, k, d, A.shape[2])
+    last_state = A.new_empty(b, k, d, A.shape[2]) if return_last_state else A.new_empty(0)
     ungated, saved = kept_for_backward(u, A, z, combine, save)
     _call("vim_scan", _scan(tensors, y, last_state, ungated, saved, delta_softplus, reverse, combine))
     return y.to(u.dtype), last_state, ungated, saved
@@ -230,18 +231,19 @@ def _bits(flags: Sequence[bool]) -> int:
     return sum(1 << i for i, flag in enumerate(flags) if flag)
 
 
-def _piece(tasks: int, channels: int) -> int:
+def _piece(tasks: int, tokens: int, channels: int) -> int:
     """How many channels a task works on, a multiple of 16, so that a call has enough tasks for the threads.
 
     A function of the shapes alone, so that results do not depend on the number of threads.
     """
     pieces = max(-(-TASKS // tasks), -(-channels // WIDEST_PIECE))
-    return -(-channels // pieces // 16) * 16
+    narrowest = 96 if tokens > 1024 else 16  # what is too long for the caches is read in longer runs
+    return max(-(-channels // pieces // 16) * 16, narrowest)
 
 
 def _scan_piece(u: Tensor, g: int, combine: str) -> int:
-    b, k, _, d = u.shape
-    return _piece(b * g * (k if combine == "none" else 1), d // g)
+    b, k, l, d = u.shape
+    return _piece(b * g * (k if combine == "none" else 1), l, d // g)
 
 
 def _scan(

@@ -20,7 +20,7 @@ Combine = Literal["none", "sum", "mean"]
 
 _INPUTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "Tensor? initial_state, bool delta_softplus, bool[] reverse, str combine, str backend"
+    "Tensor? initial_state, bool delta_softplus, bool[] reverse, str combine, bool return_last_state, str backend"
 )
 _LIB = torch.library.Library("vim", "FRAGMENT")
 _LIB.define(f"selective_scan({_INPUTS}) -> (Tensor y, Tensor last_state)")
@@ -96,7 +96,20 @@ def selective_scan(
     if z is not None and one_y:
         z = z.unsqueeze(1)
     y, state = torch.ops.vim.selective_scan(
-        u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, list(reverse), combine, backend
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D,
+        z,
+        delta_bias,
+        initial_state,
+        delta_softplus,
+        list(reverse),
+        combine,
+        return_last_state,
+        backend,
     )
     y = y.squeeze(1) if one_y else y
     if not return_last_state:
@@ -134,30 +147,31 @@ def _check(tensors: Sequence[Tensor | None], reverse: Sequence[bool], combine: s
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *inputs, backend, save = args  # inputs: the nine tensors, delta_softplus, reverse, combine
+    *inputs, return_last_state, backend, save = args  # inputs: the nine tensors, delta_softplus, reverse, combine
     _check(inputs[:9], *inputs[10:])
     backend = choose_backend(backend, inputs[0])
     if backend == "cpu":
-        return cpu.selective_scan(*inputs, save=save)
+        return cpu.selective_scan(*inputs, return_last_state=return_last_state, save=save)
     run = reference.selective_scan if backend == "reference" else chunked.selective_scan
     y, state = run(*inputs)
-    return y, state, y.new_empty(0), y.new_empty(0)
+    return y, state if return_last_state else state.new_empty(0), y.new_empty(0), y.new_empty(0)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    tensors, (_, reverse, combine, backend, save) = args[:9], args[9:]
+    tensors, (_, reverse, combine, return_last_state, backend, save) = args[:9], args[9:]
     _check(tensors, reverse, combine)
     u, A = tensors[0], tensors[2]
     b, k, l, d = u.shape
     y = u.new_empty(b, k if combine == "none" else 1, l, d)
-    state = A.new_empty(b, k, d, A.shape[2])
+    state = A.new_empty(b, k, d, A.shape[2]) if return_last_state else A.new_empty(0)
     if choose_backend(backend, u) == "cpu":
         return y, state, *cpu.kept_for_backward(u, A, tensors[6], combine, save)
     return y, state, y.new_empty(0), y.new_empty(0)
 
 
 def _backward(grad_y: Tensor, grad_state: Tensor | None, ungated: Tensor, saved: Tensor, *args: Any) -> list[Tensor]:
-    *inputs, backend = args
+    *inputs, return_last_state, backend = args
+    grad_state = grad_state if return_last_state else None
     tensors, options = inputs[:9], inputs[9:]
     backend = choose_backend(backend, tensors[0])
     if backend == "cpu":
@@ -212,7 +226,7 @@ class _SelectiveScan(torch.autograd.Function):
             grad_y = tensors[0].new_zeros(shape)
         grads = torch.ops.vim.selective_scan_backward(grad_y, grad_state, ungated, saved, *tensors, *ctx.options)
         needed = ctx.needs_input_grad
-        return *(grad if needs else None for grad, needs in zip(grads, needed[:9], strict=True)), *(None,) * 4
+        return *(grad if needs else None for grad, needs in zip(grads, needed[:9], strict=True)), *(None,) * 5
 
 
 def _infer(*args: Any) -> tuple[Tensor, Tensor]:

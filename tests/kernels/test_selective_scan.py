@@ -262,7 +262,7 @@ def canonical(combine, requires_grad=True, **sizes):
 
 @pytest.mark.parametrize("combine", ["none", "sum"])
 def test_opcheck(combine, backend):
-    args = (*canonical(combine), True, [False, True], combine, backend)
+    args = (*canonical(combine), True, [False, True], combine, True, backend)
     torch.library.opcheck(torch.ops.vim.selective_scan, args)
     plain = [t.detach() if isinstance(t, torch.Tensor) else t for t in args]
     torch.library.opcheck(torch.ops.vim.selective_scan_forward, (*plain, True))
@@ -286,7 +286,7 @@ def test_meta():
 class Scan(torch.nn.Module):
     def forward(self, u, delta, A, B, C):
         y, _ = torch.ops.vim.selective_scan(
-            u, delta, A, B, C, None, None, None, None, True, [False, True], "mean", "auto"
+            u, delta, A, B, C, None, None, None, None, True, [False, True], "mean", False, "auto"
         )
         return y
 

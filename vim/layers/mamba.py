@@ -117,23 +117,23 @@ class MambaMixer(nn.Module):
         b, l, _ = x.shape
         e, n, r = self.d_inner, self.d_state, self.dt_rank
         c, k = len(self.convolved), len(self.scanned)
-        conv, conv_bias = self.conv1d.weight.unsqueeze(0), self.conv1d.bias
+        conv, dt_proj, A_log = (
+            self.conv1d.weight.unsqueeze(0),
+            self.dt_proj.weight.unsqueeze(0),
+            self.A_log.unsqueeze(0),
+        )
+        conv_bias = self.conv1d.bias
         assert conv_bias is not None  # nn.Conv1d declares it optional
-        conv_bias = conv_bias.unsqueeze(0)
-        dt_proj, dt_bias = self.dt_proj.weight.unsqueeze(0), self.dt_proj.bias.unsqueeze(0)
-        D, A_log = self.D.unsqueeze(0), self.A_log.unsqueeze(0)
+        vectors = [conv_bias, self.dt_proj.bias, self.D]
         if self.A_b_log is not None:
             A_log = torch.stack([self.A_log, self.A_b_log])
-        if self.conv1d_b is not None:
+        if self.conv1d_b is not None and self.dt_proj_b is not None and self.D_b is not None:
             conv = torch.stack([self.conv1d.weight, self.conv1d_b.weight])
-            conv_bias_b = self.conv1d_b.bias
-            assert conv_bias_b is not None
-            conv_bias = torch.cat([conv_bias, conv_bias_b.unsqueeze(0)])
-        if self.dt_proj_b is not None:
             dt_proj = torch.stack([self.dt_proj.weight, self.dt_proj_b.weight])
-            dt_bias = torch.stack([self.dt_proj.bias, self.dt_proj_b.bias])
-        if self.D_b is not None:
-            D = torch.stack([self.D, self.D_b])
+            conv_bias = self.conv1d_b.bias
+            assert conv_bias is not None
+            vectors += [conv_bias, self.dt_proj_b.bias, self.D_b]
+        conv_bias, dt_bias, D = torch.stack(vectors).view(c, 3, e).unbind(1)  # (c, e) each
 
         h, z = self.in_proj(x).unsqueeze(1).chunk(2, dim=-1)  # (b, 1, l, e) each
         u = torch.ops.vim.causal_conv1d(h.expand(b, c, l, e), conv.squeeze(2), conv_bias, True, self.convolved, "auto")
@@ -152,6 +152,6 @@ class MambaMixer(nn.Module):
         dtype = residual_dtype(x)
         A, D, dt_bias = torch.exp(A_log.to(dtype)).neg(), D.to(dtype), dt_bias.to(dtype)
         y, _ = torch.ops.vim.selective_scan(
-            u, delta, A, B, C, D, z, dt_bias, None, True, self.scanned, self.combine, "auto"
+            u, delta, A, B, C, D, z, dt_bias, None, True, self.scanned, self.combine, False, "auto"
         )
         return self.out_proj(y.squeeze(1))
