@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import chunked, cpu, reference
 from .backends import DTYPES, choose_backend
-from .checks import as_rows, check, check_dim, empty_rows
+from .checks import MOST_DIRECTIONS, as_rows, check, check_dim, empty_rows, refuse_to_differentiate_again
 
 _INPUTS = "Tensor x, Tensor weight, Tensor? bias, bool silu, bool[] reverse, str backend"
 _LIB = torch.library.Library("vim", "FRAGMENT")
@@ -61,6 +61,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: Sequence[boo
     check_dim("x", x, "b, k, l, d")
     check_dim("weight", weight, "k, d, w")
     b, k, l, d = x.shape
+    if k > MOST_DIRECTIONS:
+        raise ValueError(f"x must have at most {MOST_DIRECTIONS} directions, got {k}")
     if len(reverse) != k:
         raise ValueError(f"reverse must hold a bool for each of the {k} directions, got {list(reverse)}")
     wide = x.dtype in (torch.float32, torch.float64)
@@ -140,3 +142,4 @@ _LIB.impl("causal_conv1d_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("vim::causal_conv1d", _forward_fake, lib=_LIB)
 torch.library.register_fake("vim::causal_conv1d_backward", _backward_fake, lib=_LIB)
 torch.library.register_autograd("vim::causal_conv1d", _differentiate, setup_context=_setup_context, lib=_LIB)
+torch.library.register_autograd("vim::causal_conv1d_backward", refuse_to_differentiate_again, lib=_LIB)

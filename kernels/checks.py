@@ -1,9 +1,12 @@
 """What every op asks of its tensors: shapes, dtypes, devices; and the layout it gives its results."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+MOST_DIRECTIONS = 32  # they travel to the native code as the bits of a number
 
 
 def check(
@@ -32,6 +35,11 @@ def check_dim(name: str, tensor: Tensor, letters: str) -> None:
         raise ValueError(f"{name} must be ({letters}), got {tuple(tensor.shape)}")
     if 0 in tensor.shape:
         raise ValueError(f"{name} must not be empty, got {tuple(tensor.shape)}")
+
+
+def refuse_to_differentiate_again(ctx: Any, *grads: Any) -> None:
+    """The backward formula of an op that is itself a backward pass."""
+    raise RuntimeError("vim's kernels can be differentiated once")
 
 
 def empty_rows(like: Tensor, b: int, k: int, *sizes: int) -> Tensor:

@@ -7,6 +7,7 @@ tensors of 16 bits are converted on the way in and out.
 import ctypes
 import functools
 import struct
+import warnings
 from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -39,7 +40,11 @@ def library() -> ctypes.CDLL | None:
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_cpu{suffix}")
         if path.exists():
-            found = ctypes.CDLL(str(path))
+            try:
+                found = ctypes.CDLL(str(path))
+            except OSError as error:  # built for another machine, or damaged
+                warnings.warn(f"cannot load the native kernels, PyTorch's serve instead: {error}", stacklevel=2)
+                return None
             for name in ("vim_scan", "vim_conv", "vim_norm"):
                 getattr(found, name).argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64]
                 getattr(found, f"{name}_backward").argtypes = [ctypes.c_char_p] * 2 + [ctypes.c_int64] * 2
@@ -180,21 +185,22 @@ def causal_conv1d_backward(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x over its root mean square, times the weight; float32."""
-    x, weight = x.contiguous(), weight.contiguous()
+    """x over its root mean square, times the weight, in x's dtype."""
+    dtype, x, weight = x.dtype, x.float().contiguous(), weight.float().contiguous()
     y = torch.empty_like(x)
     _call("vim_norm", _norm(x, weight, eps, y))
-    return y
+    return y.to(dtype)
 
 
 def rms_norm_backward(grad_y: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The gradients of x and weight."""
-    grad_y, x, weight = grad_y.contiguous(), x.contiguous(), weight.contiguous()
+    """The gradients of x and weight, in their dtype."""
+    dtype = x.dtype
+    grad_y, x, weight = (t.float().contiguous() for t in (grad_y, x, weight))
     rows, d = x.numel() // x.shape[-1], x.shape[-1]
     dx, dweight = torch.empty_like(x), x.new_empty(-(-rows // _constant("vim_norm_rows")), d)
     grads = _NORM_GRADS.pack(grad_y.data_ptr(), dx.data_ptr(), dweight.data_ptr())
     _call("vim_norm_backward", _norm(x, weight, eps, None), grads)
-    return dx, dweight.sum(0)
+    return dx.to(dtype), dweight.sum(0).to(dtype)
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float, y: Tensor | None) -> bytes:

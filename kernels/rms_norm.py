@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import cpu, reference
 from .backends import DTYPES, choose_backend
-from .checks import check
+from .checks import check, refuse_to_differentiate_again
 
 _INPUTS = "Tensor x, Tensor weight, float eps, str backend"
 _LIB = torch.library.Library("vim", "FRAGMENT")
@@ -24,7 +24,8 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-5, backend: str = "au
 
     Args:
         x: (..., d), of any floating dtype. weight: (d,), in x's dtype.
-        backend: "auto", "reference", "chunked" (PyTorch's own) or "cpu"; a named one runs or raises.
+        backend: "auto", "reference", "chunked" (PyTorch's own, with the reference's gradients) or "cpu"; a named one
+            runs or raises.
 
     Returns:
         Like x.
@@ -41,9 +42,7 @@ def _choose(x: Tensor, weight: Tensor, backend: str) -> str:
     if x.dim() == 0:
         raise ValueError("x must be (..., d), got a scalar")
     check("weight", weight, "d", (x.shape[-1],), (x.dtype,), x.device)
-    chosen = choose_backend(backend, x)
-    # in 16 bits PyTorch's own passes are shorter than two conversions
-    return "chunked" if chosen == "cpu" and x.dtype != torch.float32 else chosen
+    return choose_backend(backend, x)
 
 
 def _forward(x: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
@@ -84,3 +83,4 @@ _LIB.impl("rms_norm_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("vim::rms_norm", _forward_fake, lib=_LIB)
 torch.library.register_fake("vim::rms_norm_backward", _backward_fake, lib=_LIB)
 torch.library.register_autograd("vim::rms_norm", _differentiate, setup_context=_setup_context, lib=_LIB)
+torch.library.register_autograd("vim::rms_norm_backward", refuse_to_differentiate_again, lib=_LIB)

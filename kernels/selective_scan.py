@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import chunked, cpu, reference
 from .backends import DTYPES, choose_backend
-from .checks import as_rows, check, check_dim, empty_rows
+from .checks import MOST_DIRECTIONS, as_rows, check, check_dim, empty_rows, refuse_to_differentiate_again
 
 Combine = Literal["none", "sum", "mean"]
 
@@ -126,6 +126,8 @@ def _check(tensors: Sequence[Tensor | None], reverse: Sequence[bool], combine: s
         raise ValueError(f"combine must be 'none', 'sum' or 'mean', got {combine!r}")
     b, k, l, d = u.shape
     n, g = A.shape[2], B.shape[3]
+    if k > MOST_DIRECTIONS:
+        raise ValueError(f"u must have at most {MOST_DIRECTIONS} directions, got {k}")
     if len(reverse) != k:
         raise ValueError(f"reverse must hold a bool for each of the {k} directions, got {list(reverse)}")
     if d % g:
@@ -263,3 +265,4 @@ _LIB.impl("selective_scan_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("vim::selective_scan", lambda *args: _forward_fake(*args, False)[:2], lib=_LIB)
 torch.library.register_fake("vim::selective_scan_forward", _forward_fake, lib=_LIB)
 torch.library.register_fake("vim::selective_scan_backward", _backward_fake, lib=_LIB)
+torch.library.register_autograd("vim::selective_scan_backward", refuse_to_differentiate_again, lib=_LIB)

@@ -61,7 +61,7 @@ class Vim(nn.Module):
         d_conv: int = 4,
         expand: int = 2,
         directions: Directions = "v2",
-        combine: Literal["sum", "mean"] = "mean",
+        combine: Literal["sum", "mean"] | None = None,
         class_token: ClassToken = "middle",
         dynamic_img_size: bool = False,
         drop_rate: float = 0.0,

@@ -19,8 +19,10 @@ def imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module
+        elif isinstance(node, ast.ImportFrom):
+            package = f"vim.{path.parent.name}" if node.level else ""  # where a relative import starts
+            module = ".".join(filter(None, (package, node.module)))
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("room", ALLOWED)
@@ -39,6 +41,13 @@ def test_families_do_not_import_one_another():
     for path in sorted((ROOT / "models").glob("*.py")):
         if path.name != "__init__.py":
             assert not [name for name in imported(path) if name.startswith("vim.models")], path
+
+
+def test_imports_are_seen(tmp_path):
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / "one.py"
+    path.write_text("from vim import engine\nfrom . import vim\nfrom .vim import Vim\nimport torch.nn\n")
+    assert list(imported(path)) == ["vim.engine", "vim.models.vim", "vim.models.vim.Vim", "torch.nn"]
 
 
 def test_tools_are_short():

@@ -38,8 +38,8 @@ def main() -> None:
     if accelerator.is_main_process:
         work_dir = work_dir_of(arguments)
         make_folder(work_dir)
-        plot_confusion(work_dir / "confusion.png", evaluation.confusion, splits.classes)
-        print(f"in {work_dir}: confusion.png")
+        plot_confusion(work_dir / "confusion_test.png", evaluation.confusion, splits.classes)
+        print(f"in {work_dir}: confusion_test.png")
         print(f"loss {evaluation.loss:.4f}, top-5 {100 * evaluation.top5:.2f} %")
         print(f"top-1 {100 * evaluation.top1:.2f} %")
 

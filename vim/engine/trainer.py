@@ -1,5 +1,6 @@
 """The training loop."""
 
+import math
 import random
 from pathlib import Path
 from typing import Any, cast
@@ -104,7 +105,7 @@ class Trainer:
             self.scheduler, self.num_epochs = create_scheduler_v2(
                 self.optimizer, **config.schedule, updates_per_epoch=len(self.loader)
             )
-        smoothing = config.train.get("smoothing", 0.0)
+        smoothing = config.train.get("smoothing") or 0.0
         self.mixup = None
         self.loss: nn.Module = LabelSmoothingCrossEntropy(smoothing)
         if config.get("mixup"):
@@ -127,6 +128,11 @@ class Trainer:
         with progress_bar(self.num_epochs * steps, len(self.rows) * steps, shown=main) as bar:
             for epoch in range(len(self.rows), self.num_epochs):
                 train_loss = self._train_epoch(epoch, bar)
+                if not math.isfinite(train_loss):
+                    raise UserError(
+                        f"the loss is {train_loss} in epoch {epoch + 1}: lower optimizer.lr or set train.clip_grad; "
+                        f"the epochs before are in {self.work_dir}/last.pth"
+                    )
                 evaluation = self._evaluate()
                 bar.evaluated(evaluation.top1)
                 self._record(epoch, train_loss, evaluation)

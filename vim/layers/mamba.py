@@ -27,7 +27,7 @@ class MambaMixer(nn.Module):
             its own. "v2", every published Vim and VideoMamba, also convolves backwards and has a second set of
             everything but the projections in and out.
         combine: "sum" or "mean" of the directions, before the gate. Vim's published weights want the mean, VideoMamba's
-            the sum; "v1" only ever sums.
+            the sum; "v1" only ever sums. By default the mean for "v2".
         init: "published" zeroes the bias of the backward step size, as Vim's training code did by oversight: its
             backward direction starts with steps of about 0.69 where the forward one has 0.001 to 0.1. "corrected"
             starts both alike.
@@ -46,13 +46,15 @@ class MambaMixer(nn.Module):
         expand: int = 2,
         dt_rank: int | None = None,
         directions: Directions = "v2",
-        combine: Literal["sum", "mean"] = "mean",
+        combine: Literal["sum", "mean"] | None = None,
         init: Init = "published",
         depth: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if combine is None:
+            combine = "mean" if directions == "v2" else "sum"
         if directions not in ("none", "v1", "v2") or combine not in ("sum", "mean"):
             raise ValueError(
                 f"directions must be 'none', 'v1' or 'v2', combine 'sum' or 'mean', got {directions!r}, {combine!r}"
