@@ -3,32 +3,17 @@
 import argparse
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
 from functools import partial
-from statistics import median
 from typing import Any
 
 import timm
 import torch
 
 import vim  # noqa: F401  registers the models
+from vim.engine.timing import side_by_side
 from vim.kernels import available_backends, selective_scan
 
 TOKENS, CHANNELS, STATES = 197, 768, 16  # Vim-Small's scan
-
-
-def side_by_side(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, taken in turns, so that what slows the machine for a while slows all of them."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: median(seconds) for name, seconds in times.items()}
 
 
 def scan_inputs(batch: int) -> dict[str, Any]:
@@ -50,20 +35,20 @@ def compare_scans(batch: int) -> None:
     inputs = scan_inputs(batch)
     for backward in (False, True):
         runs = {name: partial(scan, inputs, name, backward) for name in available_backends()}
-        seconds = side_by_side(runs, rounds=3 if backward else 15)
-        for name, taken in seconds.items():
+        medians = side_by_side(runs, rounds=2 if backward else 15)
+        for name, taken in medians.items():
             label = f"scan, batch {batch}, {'forward+backward' if backward else 'forward'}, {name}"
-            print(f"{label:55s} {1e3 * taken:9.2f} ms   {seconds['reference'] / taken:7.1f} x the loop")
+            print(f"{label:55s} {1e3 * taken:9.2f} ms   {medians['reference'] / taken:7.1f} x the loop")
 
 
 @torch.inference_mode()
 def compare_models(ours: str, theirs: str, size: int, batch: int, rounds: int) -> None:
     image = torch.randn(batch, 3, size, size)
     models = {name: timm.create_model(name, img_size=size).eval() for name in (ours, theirs)}
-    seconds = side_by_side({name: partial(model, image) for name, model in models.items()}, rounds)
-    for name, taken in seconds.items():
+    medians = side_by_side({name: partial(model, image) for name, model in models.items()}, rounds)
+    for name, taken in medians.items():
         label = f"{name}, {size} pixels, batch {batch}"
-        print(f"{label:55s} {1e3 * taken:9.1f} ms   {taken / seconds[theirs]:7.2f} of {theirs}'s time")
+        print(f"{label:55s} {1e3 * taken:9.1f} ms   {taken / medians[theirs]:7.2f} of {theirs}'s time")
 
 
 @torch.inference_mode()
@@ -72,8 +57,8 @@ def compare_lengths(name: str, size: int, factor: int) -> None:
         pixels: timm.create_model(name, img_size=pixels).eval() for pixels in (size, size * factor)
     }
     images = {pixels: torch.randn(1, 3, pixels, pixels) for pixels in models}
-    seconds = side_by_side({str(p): partial(models[p], images[p]) for p in models}, rounds=9)
-    few, many = (seconds[str(pixels)] / model.pos_embed.shape[1] for pixels, model in models.items())
+    medians = side_by_side({str(p): partial(models[p], images[p]) for p in models}, rounds=9)
+    few, many = (medians[str(pixels)] / model.pos_embed.shape[1] for pixels, model in models.items())
     print(f"{name}, time per token at {factor**2} x the tokens: {many / few:.2f}")
 
 
@@ -86,7 +71,7 @@ def main() -> None:
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, float32")
     for batch in (1, 8):
         compare_scans(batch)
-    compare_models("vim_small", "deit_small_patch16_224", size=224, batch=1, rounds=40)
+    compare_models("vim_small", "deit_small_patch16_224", size=224, batch=1, rounds=25)
     compare_models("vim_small", "deit_small_patch16_224", size=224, batch=8, rounds=10)
     compare_models("vim_tiny", "deit_tiny_patch16_224", size=1248, batch=1, rounds=3)
     compare_lengths("vim_tiny", size=224, factor=4)
