@@ -10,13 +10,15 @@ import torch
 from timm.layers import calculate_drop_path_rates, get_device_dtype, global_pool_nlc, lecun_normal_, trunc_normal_
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from vim.checkpoints import filter_published
+from vim.checkpoints import checkpoint_filter_fn, load_pretrained
 from vim.layers import (
     NUM_CLASS_TOKENS,
     ClassToken,
     Directions,
+    FeatureGetter,
     Init,
     MambaBlock,
     MambaMixer,
@@ -147,6 +149,11 @@ class Vim(nn.Module):
                     module.reset_parameters()
 
     @torch.jit.ignore
+    def load_pretrained(self, path: str) -> None:
+        """Load a published checkpoint from a file; see :func:`vim.checkpoints.load_pretrained`."""
+        load_pretrained(self, path)
+
+    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """The names of the parameters that weight decay must leave alone."""
         tokens = {name for name, _ in self.named_parameters(recurse=False)}
@@ -193,6 +200,7 @@ class Vim(nn.Module):
             resize_position_table(self.pos_embed.detach(), old_grid, self.patch_embed.grid_size, self.class_token),
             requires_grad=self.pos_embed.requires_grad,
         )
+        update_model_input_size(self, img_size)  # for timm's exports
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -271,17 +279,20 @@ class Vim(nn.Module):
             x: (b, c, h, w).
             indices: of the blocks; the last n for an int, all for None.
             return_prefix_tokens: with each, also its class tokens.
-            norm: apply the final norm to each.
+            norm: apply the final norm to what leaves the last block; as in training, it follows no other.
             stop_early: leave out the blocks after the last one wanted.
             output_fmt: "NCHW" for (b, d, rows, columns), "NLC" for (b, l, d).
             intermediates_only: leave out the final features.
             output_dict: a dict of `image_features`, `image_intermediates`, `image_intermediates_prefix`.
         """
-        assert output_fmt in ("NCHW", "NLC"), f"output_fmt must be NCHW or NLC, got {output_fmt!r}"
+        assert output_fmt in ("NCHW", "NLC"), f"output_fmt must be NCHW or NLC, got {output_fmt}"
         take_indices, max_index = feature_take_indices(len(self.layers), indices)
         b, _, height, width = x.shape
         x = self._embed(x)
-        layers = self.layers if torch.jit.is_scripting() or not stop_early else self.layers[: max_index + 1]
+        if torch.jit.is_scripting() or not stop_early:  # TorchScript slices no ModuleList
+            layers = self.layers
+        else:
+            layers = self.layers[: max_index + 1]
         intermediates, prefix_tokens = [], []
         for i, layer in enumerate(layers):
             if self.grad_checkpointing and not torch.jit.is_scripting():
@@ -289,7 +300,7 @@ class Vim(nn.Module):
             else:
                 x = layer(x)
             if i in take_indices:
-                taken = self._norm(x) if norm else x.to(self.pos_embed.dtype)
+                taken = self._norm(x) if norm and i == len(self.layers) - 1 else x.to(self.pos_embed.dtype)
                 patches, class_tokens = split_class_tokens(taken, self.class_token)
                 if output_fmt == "NCHW":
                     rows, columns = self.patch_embed.feat_size((height, width))
@@ -330,26 +341,47 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
+def _published(repository: str, filename: str, top1: float, top5: float) -> dict[str, Any]:
+    """The authors' weights, with the accuracies they report for ImageNet-1k's validation images."""
+    return _cfg(
+        hf_hub_id=f"hustvl/{repository}",
+        hf_hub_filename=filename,
+        license="apache-2.0",
+        notes=(
+            f"{top1} % top-1, {top5} % top-5, as published",
+            "The model card's header says apache-2.0, its text 'Non-commercial license': ask the authors.",
+        ),
+    )
+
+
 default_cfgs = generate_default_cfgs(
     {
         "vim_nano.untrained": _cfg(input_size=(3, 32, 32)),
-        "vim_tiny.untrained": _cfg(),
-        "vim_tiny_stride8.untrained": _cfg(),
-        "vim_small.untrained": _cfg(),
-        "vim_small_stride8.untrained": _cfg(),
-        "vim_base.untrained": _cfg(),
+        "vim_tiny.hustvl_in1k": _published("Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth", 76.1, 93.0),
+        "vim_tiny_stride8.hustvl_in1k": _published("Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth", 78.3, 94.2),
+        "vim_small.hustvl_in1k": _published("Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth", 80.5, 95.1),
+        "vim_small_stride8.hustvl_in1k": _published(
+            "Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 81.6, 95.4
+        ),
+        "vim_base.hustvl_in1k": _published("Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 81.9, 95.8),
         "test_vim.untrained": _cfg(input_size=(3, 64, 64)),
     }
 )
 
 
-def _create_vim(variant: str, pretrained: bool, **kwargs: Any) -> Vim:
+def _create_vim(
+    variant: str, pretrained: bool, pretrained_cfg_overlay: dict[str, Any] | None = None, **kwargs: Any
+) -> Vim:
+    if kwargs.get("features_only"):  # whatever head the weights have, it is not wanted
+        kwargs.setdefault("num_classes", 0)
     return build_model_with_cfg(
         Vim,
         variant,
         pretrained,
-        pretrained_filter_fn=filter_published,
-        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        # files go through load_pretrained: timm would take the running average where there is one
+        pretrained_cfg_overlay={"custom_load": "hf", **(pretrained_cfg_overlay or {})},
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": 3, "feature_cls": FeatureGetter},
         **kwargs,
     )
 

@@ -1,62 +1,209 @@
-"""Published weights to ours."""
+"""Published weights to ours: files are read without running anything in them, and every tensor is accounted for."""
 
+import argparse
+import logging
 import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import safetensors.torch
+import torch
+from timm.layers import to_2tuple
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
 
+from vim.errors import UserError, describe
 from vim.layers import NUM_CLASS_TOKENS, resize_position_table
 
-PREFIXES = ("module.", "backbone.", "encoder.")
+WRAPPERS = ("model", "module", "state_dict")
+EMA_WRAPPERS = ("model_ema", "state_dict_ema")
+PREFIXES = ("module.", "backbone.", "encoder.", "_orig_mod.")
 UNUSED = ("rope.", "distill_head.", "clip_decoder.", "clip_teacher.")
+FIRST_CONV = "patch_embed.proj.weight"
+HEAD = ("head.weight", "head.bias")
+
+_logger = logging.getLogger(__name__)
 
 
-def filter_published(state_dict: dict[str, Any], model: Any) -> dict[str, Tensor]:
-    """A published state dict under our names, its position table resized to the model's grid.
+def load_pretrained(model: nn.Module, path: str | Path, *, use_ema: bool = False) -> None:
+    """Load a published checkpoint, or one like it, from a file: safetensors, or what `torch.save` writes.
 
-    A table of another size is taken for one of a square grid; of the same size, for one of the model's grid.
+    The position table is resized to the model's grid and the first convolution adapted to its channels. The head is
+    drawn anew, with a warning, only where the model was asked for another number of classes than its weights' tag has.
 
-    Takes what the published training code saves ({"model": ..., "optimizer": ..., ...}) or a bare state dict, with or
-    without the prefixes that wrappers leave behind.
+    Args:
+        model: made by `timm.create_model`.
+        use_ema: load the running average, not the raw weights that the published accuracies are of.
 
     Raises:
-        ValueError: a tensor is missing or not finite, or the table is not of a square grid.
+        UserError: the file is missing, damaged or holds more than tensors and plain values; or a tensor is missing,
+            left over, of another shape or not finite.
     """
-    for key in ("model", "module", "state_dict"):
-        if isinstance(state_dict.get(key), dict):
-            state_dict = state_dict[key]
+    model.load_state_dict(adapt(read_checkpoint(Path(path)), model, path, use_ema=use_ema))
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """What timm has read, adapted and checked as :func:`load_pretrained` does.
+
+    Raises:
+        UserError: a tensor is missing, left over, of another shape or not finite.
+    """
+    cfg: Any = model.pretrained_cfg
+    return adapt(state_dict, model, cfg.get("file") or cfg.get("hf_hub_id") or "the checkpoint")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a file of tensors and plain values to the CPU; nothing in it is run.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds anything else.
+    """
+    if not path.is_file():
+        raise UserError(f"no such checkpoint: {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        _refuse_bombs(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the training code's options
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # torch raises many kinds, with advice to load unsafely
+        raise UserError(f"cannot read {path} as a checkpoint: {_reason(path, error)}") from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} is not a checkpoint: expected a dict of tensors, got {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def _refuse_bombs(path: Path) -> None:
+    """torch.save compresses nothing, so no honest file unpacks to more than its size."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise UserError(f"{path} is not a checkpoint: its {path.stat().st_size} bytes would unpack to {unpacked}")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file was refused, without torch's advice to load it unsafely."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not even that can be read
+        names = []
+    unsafe = sorted(set(names) - {"argparse.Namespace"})
+    if unsafe:
+        return f"it holds {', '.join(unsafe)}, which is neither a tensor nor a plain value; nothing of it was run"
+    return f"it is damaged, or not what safetensors or torch.save wrote ({describe(error).splitlines()[0][:120]})"
+
+
+def adapt(checkpoint: dict[str, Any], model: Any, source: str | Path, *, use_ema: bool = False) -> dict[str, Tensor]:
+    """The state dict for a model out of what :func:`read_checkpoint` read; see :func:`load_pretrained`."""
+    weights = rename(checkpoint, source, use_ema=use_ema)
+    _check_tensors(weights, source)
+    _choose_head(weights, model, source)
+    _adapt_channels(weights, model)
+    _resize_table(weights, model, source)
+    check_fit(weights, model, source)
+    return weights
+
+
+def rename(checkpoint: dict[str, Any], source: str | Path, *, use_ema: bool = False) -> dict[str, Any]:
+    """The state dict in a checkpoint, without wrappers and prefixes, under our names.
+
+    Raises:
+        UserError: there is no running average, and it is asked for.
+    """
+    for key in EMA_WRAPPERS if use_ema else WRAPPERS:
+        if isinstance(checkpoint.get(key), dict):
+            checkpoint, use_ema = checkpoint[key], False
+    if use_ema:
+        raise UserError(f"{source} holds no running average of the weights: expected {' or '.join(EMA_WRAPPERS)}")
+    weights = {str(key): value for key, value in checkpoint.items()}
     for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state_dict):
-            state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
-    state_dict = {key: value for key, value in state_dict.items() if not key.startswith(UNUSED)}
-    if "norm.weight" in state_dict and "norm_f.weight" not in state_dict:  # masked pre-training calls it so
-        state_dict["norm_f.weight"] = state_dict.pop("norm.weight")
-    if "head.weight" in state_dict:  # timm drops the head where the classes are not as many as the file was trained on
-        model.pretrained_cfg["num_classes"] = state_dict["head.weight"].shape[0]
-    table = state_dict.get("pos_embed")
-    if table is not None and table.shape[1:] != model.pos_embed.shape[1:]:
-        patches = table.shape[1] - NUM_CLASS_TOKENS[model.class_token]
-        side = math.isqrt(patches)
-        if side * side != patches:
-            raise ValueError(
-                f"pos_embed must hold a square of patches and the class tokens ({model.class_token}) to be resized, "
-                f"got {tuple(table.shape)} for {tuple(model.pos_embed.shape)}"
+        if weights and all(key.startswith(prefix) for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    weights = {key: value for key, value in weights.items() if not key.startswith(UNUSED)}
+    if "norm.weight" in weights and "norm_f.weight" not in weights:  # masked pre-training calls it so
+        weights["norm_f.weight"] = weights.pop("norm.weight")
+    return weights
+
+
+def _check_tensors(weights: dict[str, Any], source: str | Path) -> None:
+    for key, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{source} holds no state dict: {key} is a {type(value).__name__}, not a tensor")
+        dense = value.layout == torch.strided and not value.is_meta and value.is_floating_point()
+        if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(
+                f"{source} has {key} as {value.dtype}, {value.layout}, on {value.device}, stride {value.stride()}: "
+                f"expected the numbers of a floating-point tensor of shape {tuple(value.shape)}"
             )
-        state_dict["pos_embed"] = resize_position_table(
-            table, (side, side), model.patch_embed.grid_size, model.class_token
-        )
-    _check(state_dict, model)
-    return state_dict
 
 
-def _check(state_dict: dict[str, Any], model: Any) -> None:
-    """Refuse what would leave a tensor random or the outputs NaN, even where timm loads leniently."""
-    wanted = [key for key in model.state_dict() if not key.startswith("head.")]
-    missing = [key for key in wanted if key not in state_dict]
-    if missing:
-        raise ValueError(
-            f"the checkpoint lacks {len(missing)} of the model's {len(wanted)} tensors, such as {missing[0]}"
+def _choose_head(weights: dict[str, Tensor], model: Any, source: str | Path) -> None:
+    """Keep the file's head where it fits, drop it for a model without; else a new one, if other classes are wanted."""
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items() if key in HEAD}
+    if not shapes:
+        for key in HEAD:
+            weights.pop(key, None)
+        return
+    fits = all(key in weights and weights[key].shape == shape for key, shape in shapes.items())
+    if not fits and model.num_classes != model.pretrained_cfg.get("num_classes"):
+        _logger.warning("The head is new: %s was not trained on %d classes", source, model.num_classes)
+        weights.update({key: tensor for key, tensor in model.state_dict().items() if key in HEAD})
+
+
+def _adapt_channels(weights: dict[str, Tensor], model: Any) -> None:
+    weight = weights.get(FIRST_CONV)
+    if weight is not None and weight.dim() == 4 and weight.shape[1] == 3 != model.in_chans:
+        weights[FIRST_CONV] = adapt_input_conv(model.in_chans, weight)
+
+
+def _resize_table(weights: dict[str, Tensor], model: Any, source: str | Path) -> None:
+    table = weights.get("pos_embed")
+    if table is None or table.dim() != 3 or table.shape[2] != model.embed_dim:
+        return  # check_fit says so
+    patches = table.shape[1] - NUM_CLASS_TOKENS[model.class_token]
+    weights["pos_embed"] = resize_position_table(
+        table, _grid(patches, model, source), model.patch_embed.grid_size, model.class_token
+    )
+
+
+def _grid(patches: int, model: Any, source: str | Path) -> tuple[int, int]:
+    """Rows and columns of a position table: as the source says, else the model's, else a square."""
+    args, cfg = model.pretrained_model_args, model.pretrained_cfg
+    size = args.get("img_size") or cfg["input_size"][-2:]
+    side = math.isqrt(max(patches, 0))
+    for rows, columns in (model.patch_embed.feat_size(to_2tuple(size)), model.patch_embed.grid_size, (side, side)):
+        if rows * columns == patches > 0:
+            return rows, columns
+    raise UserError(
+        f"{source} has a pos_embed of {patches} patches and the class tokens ({model.class_token}): "
+        f"expected {model.patch_embed.num_patches}, or a square number"
+    )
+
+
+def check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str | Path) -> None:
+    """Refuse weights that are not a model's, all of them, of the same shapes, and finite.
+
+    Raises:
+        UserError: names the source, the first tensor that does not fit, and its shape there and in the model.
+    """
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    wrong = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+    if wrong:
+        first = wrong[0]
+        more = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
+        hint = ": num_classes must be the file's, or 0" if first in HEAD else ""
+        raise UserError(
+            f"{source} is of another model: {first} is {found.get(first, 'missing')} there "
+            f"and {wanted.get(first, 'missing')} in the model{more}{hint}"
         )
-    for key in wanted:
-        if not state_dict[key].isfinite().all():
-            raise ValueError(f"the checkpoint's {key} holds numbers that are not finite")
+    for key, tensor in weights.items():
+        bad = tensor.numel() - int(tensor.isfinite().sum())
+        if bad:
+            raise UserError(f"{source} is broken: {key} holds {bad} numbers that are not finite, of {tensor.numel()}")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake in what the user gave: what was expected, what came, and what to do, in one line."""
 
     def __init__(self, message: str) -> None:

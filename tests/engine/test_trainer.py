@@ -168,14 +168,14 @@ def test_a_checkpoint_that_is_missing_or_damaged(run, tmp_path):
     with pytest.raises(UserError, match=re.escape(f"no such checkpoint: {path}")):
         Trainer(tiny_config(), tmp_path, path)
     path.write_bytes((run[0] / "last.pth").read_bytes()[:5000])
-    with pytest.raises(UserError, match=re.escape(f"cannot read {path} as a checkpoint: it is damaged, or not of")):
+    with pytest.raises(UserError, match=re.escape(f"cannot read {path} as a checkpoint: it is damaged, or not what")):
         Trainer(tiny_config(), tmp_path, path)
 
 
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ([1], "is not a checkpoint of tools/train.py: it lacks 'model' or 'meta'"),
+        ([1], "is not a checkpoint: expected a dict of tensors, got list"),
         ({"model": {}}, "it lacks 'model' or 'meta' .*--model NAME"),
         ({"model": {}, "meta": {}}, "does not say what model it is of"),
         ({"model": {}, "meta": {"model": {}, "classes": [], "eval_transform": {}}}, "holds weights only"),

@@ -209,34 +209,3 @@ def test_import_needs_only_torch_and_timm():
     code = f"import sys, vim; sys.exit(any(name in sys.modules for name in {heavy}))"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": ""})
     assert vim.__version__
-
-
-def saved_weights(tmp_path, **changes):
-    weights = timm.create_model("test_vim", **SMALL).state_dict()
-    path = tmp_path / "weights.pth"
-    torch.save({"model": {**weights, **changes}}, path)
-    return path, weights
-
-
-def test_a_head_that_fits_is_kept(tmp_path):
-    path, weights = saved_weights(tmp_path)
-    overlay = {"file": str(path)}
-    model = timm.create_model("test_vim", pretrained=True, pretrained_cfg_overlay=overlay, **SMALL)
-    assert torch.equal(model.head.weight, weights["head.weight"])
-    other = timm.create_model(
-        "test_vim", pretrained=True, pretrained_cfg_overlay=overlay, **{**SMALL, "num_classes": 7}
-    )
-    assert other.head.weight.shape[0] == 7
-    assert torch.equal(other.norm_f.weight, weights["norm_f.weight"])
-
-
-@pytest.mark.parametrize("features_only", [False, True])
-def test_no_tensor_is_left_random(tmp_path, features_only):
-    options = {**SMALL, "features_only": features_only, "pretrained": True}
-    path, weights = saved_weights(tmp_path)
-    torch.save({"model": {k: v for k, v in weights.items() if not k.startswith("layers.0.")}}, path)
-    with pytest.raises(ValueError, match="lacks 17 of .* such as layers.0.norm.weight"):
-        timm.create_model("test_vim", pretrained_cfg_overlay={"file": str(path)}, **options)
-    path, _ = saved_weights(tmp_path, pos_embed=torch.full((1, 17, 16), float("nan")))
-    with pytest.raises(ValueError, match="pos_embed holds numbers that are not finite"):
-        timm.create_model("test_vim", pretrained_cfg_overlay={"file": str(path)}, **options)

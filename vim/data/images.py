@@ -23,6 +23,8 @@ def read_image(path: str | Path, mode: str = "RGB") -> Image.Image:
             if image.mode.startswith("I;16"):  # convert() would cut off at 255
                 return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert(mode)
             return image.convert(mode)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"no such image: {path} (give the path of an image file)") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.data import ImageNetInfo
 from torch import nn
 
-import vim  # noqa: F401  registers the models
 from vim.data import eval_transform, image_mode, read_image
-from vim.engine.weights import load_trained
-from vim.errors import UserError, describe
+from vim.engine.weights import load_published, load_trained
+from vim.errors import UserError
 
 
 class Predictor:
@@ -38,12 +36,7 @@ class Predictor:
     @classmethod
     def from_pretrained(cls, name: str, path: Path) -> "Predictor":
         """A timm model with ImageNet weights from a file: a published checkpoint, or one like it."""
-        if not path.is_file():
-            raise UserError(f"no such checkpoint: {path}")
-        try:
-            model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
-        except Exception as error:  # torch and timm raise many kinds
-            raise UserError(f"cannot load {path} into {name}: {describe(error)}") from error
+        model = load_published(name, path)
         info = ImageNetInfo()
         return cls(model, {}, [info.index_to_description(i) for i in range(info.num_classes())])
 

@@ -23,7 +23,7 @@ from vim.data import build_datasets, image_mode, input_options
 from vim.engine.config import reading, write_config
 from vim.engine.evaluate import Evaluation, evaluate
 from vim.engine.log import Bar, plot_confusion, plot_curves, progress_bar, write_csv
-from vim.engine.weights import load_weights, make_folder, read_checkpoint, save_atomically
+from vim.engine.weights import load_weights, make_folder, read_trained, save_atomically
 from vim.errors import UserError
 
 
@@ -203,7 +203,7 @@ class Trainer:
         }
 
     def _resume(self, path: Path) -> None:
-        state = read_checkpoint(path)
+        state = read_trained(path)
         if "training" not in state:
             raise UserError(f"{path} holds weights only, not a run to go on with")
         training = state["training"]

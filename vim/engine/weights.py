@@ -2,12 +2,16 @@
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
 import torch
+from timm.models import save_for_hf
 from torch import nn
 
+import vim  # noqa: F401  registers the models
+from vim.checkpoints import adapt, check_fit, read_checkpoint, rename
 from vim.errors import UserError, describe
 
 
@@ -35,19 +39,14 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
     beside.replace(path)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_trained(path: Path) -> dict[str, Any]:
     """Read what :class:`vim.engine.Trainer` saved; nothing in the file is executed.
 
     Raises:
         UserError: the file is missing, damaged, or not such a checkpoint.
     """
-    if not path.is_file():
-        raise UserError(f"no such checkpoint: {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, with advice to load unsafely
-        raise UserError(f"cannot read {path} as a checkpoint: it is damaged, or not of tools/train.py") from error
-    if not isinstance(state, dict) or not {"model", "meta"} <= state.keys():
+    state = read_checkpoint(path)
+    if not {"model", "meta"} <= state.keys():
         raise UserError(
             f"{path} is not a checkpoint of tools/train.py: it lacks 'model' or 'meta' "
             "(published weights: tools/predict.py with --model NAME)"
@@ -61,17 +60,49 @@ def load_weights(model: nn.Module, weights: dict[str, Any], source: Path) -> Non
     """Load a state dict into a model of the same architecture.
 
     Raises:
-        UserError: a tensor is missing, left over, or of another shape; the first is named.
+        UserError: a tensor is missing, left over, of another shape or not finite; the first is named.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in [*wanted, *found]:
-        if wanted.get(name) != found.get(name):
-            raise UserError(
-                f"{source} is of another model: {name} is {found.get(name, 'missing')} there "
-                f"and {wanted.get(name, 'missing')} in the model"
-            )
+    check_fit(weights, model, source)
     model.load_state_dict(weights)
+
+
+def load_published(name: str, path: Path, *, use_ema: bool = False) -> nn.Module:
+    """A model with weights from a file of the published layout and as many classes as they, in evaluation mode.
+
+    Args:
+        use_ema: the running average of the weights.
+
+    Raises:
+        UserError: no such model here, no such file, or the weights are not the model's.
+    """
+    checkpoint = read_checkpoint(path)
+    head = rename(checkpoint, path, use_ema=use_ema).get("head.weight")
+    try:
+        model = timm.create_model(name, num_classes=0 if head is None else len(head))
+    except Exception as error:  # a model raises many kinds
+        raise UserError(f"cannot build {name}: {describe(error)}") from error
+    if not type(model).__module__.startswith("vim."):
+        raise UserError(f"{name} is timm's: expected a model of this package, such as vim_tiny")
+    model.load_state_dict(adapt(checkpoint, model, path, use_ema=use_ema))
+    return model.eval()
+
+
+def save_for_timm(model: nn.Module, folder: Path, classes: list[str] | None, transform: dict[str, Any]) -> None:
+    """Write model.safetensors and config.json, which `timm.create_model("local-dir:FOLDER", pretrained=True)` reads.
+
+    Args:
+        classes: their names, in the order of the model's outputs.
+        transform: what of the evaluation transform differs from the model's own.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    make_folder(folder)
+    with TemporaryDirectory(dir=folder) as scratch:  # each file whole, or not there
+        config = {"label_names": classes} if classes else None
+        save_for_hf(model, scratch, model_config=config, data_config=transform or None, safe_serialization=True)
+        for path in Path(scratch).iterdir():
+            path.replace(folder / path.name)
 
 
 def load_trained(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -80,7 +111,7 @@ def load_trained(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         UserError: the checkpoint cannot be read, or names a model that does not exist or fit.
     """
-    state = read_checkpoint(path)
+    state = read_trained(path)
     try:
         model = timm.create_model(**state["meta"]["model"])
     except Exception as error:  # a model raises many kinds

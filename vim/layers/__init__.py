@@ -1,6 +1,7 @@
 """Tokens in, tokens out: what the families are built from."""
 
 from .block import MambaBlock
+from .features import FeatureGetter
 from .mamba import Directions, Init, MambaMixer
 from .norm import RMSNorm, residual_dtype
 from .patch_embed import PatchEmbed
@@ -16,6 +17,7 @@ __all__ = [
     "NUM_CLASS_TOKENS",
     "ClassToken",
     "Directions",
+    "FeatureGetter",
     "Init",
     "MambaBlock",
     "MambaMixer",
