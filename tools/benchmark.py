@@ -1,84 +1,99 @@
-"""Time the scan's backends and whole models against timm's DeiT, side by side in one run, and print the ratios."""
+"""Compare ops and models side by side in one run: time, throughput, peak memory; forward passes and training steps.
+
+Without --models: the scan's backends, Vim against DeiT at several sizes, and what `import vim` adds to `import timm`.
+"""
 
 import argparse
+import os
 import subprocess
 import sys
+from dataclasses import asdict
 from functools import partial
-from typing import Any
+from pathlib import Path
 
-import timm
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that measures memory is talkative
+
 import torch
+from rich.box import ASCII2
+from rich.console import Console
+from rich.table import Table
 
-import vim  # noqa: F401  registers the models
+from vim.engine.benchmark import PASSES, Row, compare_models, compare_scans, plot
+from vim.engine.log import write_csv
 from vim.engine.timing import side_by_side
-from vim.kernels import available_backends, selective_scan
+from vim.errors import UserError, run
 
-TOKENS, CHANNELS, STATES = 197, 768, 16  # Vim-Small's scan
-
-
-def scan_inputs(batch: int) -> dict[str, Any]:
-    torch.manual_seed(0)
-    (u, delta, z), (B, C) = torch.randn(3, batch, TOKENS, CHANNELS), torch.randn(2, batch, TOKENS, STATES)
-    D, delta_bias = torch.randn(2, CHANNELS)
-    A = -torch.arange(1.0, STATES + 1).repeat(CHANNELS, 1)
-    return {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias - 3}
+SMALL, TINY = ("vim_small", "deit_small_patch16_224"), ("vim_tiny", "deit_tiny_patch16_224")
 
 
-def scan(inputs: dict[str, Any], backend: str, backward: bool) -> None:
-    leaves = {name: tensor.requires_grad_(backward) for name, tensor in inputs.items()}
-    y: Any = selective_scan(**leaves, delta_softplus=True, backend=backend)
-    if backward:
-        torch.autograd.grad(y.sum(), list(leaves.values()))
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="timm names; speeds are relative to the last")
+    parser.add_argument("--img-size", type=int, nargs="+", default=[224], metavar="N", help="with --models, pixels")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1], metavar="N", help="with --models, images")
+    parser.add_argument("--forward-only", action="store_true", help="with --models, no training steps")
+    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="with --models, how many to take medians of")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--amp", choices=("no", "bf16", "fp16"), default="no", help="autocast of models")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw time and memory over sizes there")
+    return parser.parse_args()
 
 
-def compare_scans(batch: int) -> None:
-    inputs = scan_inputs(batch)
-    for backward in (False, True):
-        runs = {name: partial(scan, inputs, name, backward) for name in available_backends()}
-        medians = side_by_side(runs, rounds=2 if backward else 15)
-        for name, taken in medians.items():
-            label = f"scan, batch {batch}, {'forward+backward' if backward else 'forward'}, {name}"
-            print(f"{label:55s} {1e3 * taken:9.2f} ms   {medians['reference'] / taken:7.1f} x the loop")
+def chosen(arguments: argparse.Namespace) -> list[Row]:
+    if min(*arguments.img_size, *arguments.batch_size, arguments.rounds, 1) < 1:
+        raise UserError("--img-size, --batch-size and --rounds must be at least 1")
+    measure = partial(compare_models, device=arguments.device, amp=arguments.amp, rounds=arguments.rounds)
+    passes = PASSES[:1] if arguments.forward_only else PASSES
+    sizes = [(size, batch) for size in arguments.img_size for batch in arguments.batch_size]
+    return [r for s, b in sizes for r in measure(arguments.models, img_size=s, batch_size=b, passes=passes)]
 
 
-@torch.inference_mode()
-def compare_models(ours: str, theirs: str, size: int, batch: int, rounds: int) -> None:
-    image = torch.randn(batch, 3, size, size)
-    models = {name: timm.create_model(name, img_size=size).eval() for name in (ours, theirs)}
-    medians = side_by_side({name: partial(model, image) for name, model in models.items()}, rounds)
-    for name, taken in medians.items():
-        label = f"{name}, {size} pixels, batch {batch}"
-        print(f"{label:55s} {1e3 * taken:9.1f} ms   {taken / medians[theirs]:7.2f} of {theirs}'s time")
+def everything(device: str, amp: str) -> list[Row]:
+    measure = partial(compare_models, device=device, amp=amp)
+    return [
+        *compare_scans(1, device, rounds=15),
+        *compare_scans(8, device, rounds=5),
+        *measure(SMALL, img_size=224, batch_size=1, rounds=25, passes=PASSES[:1]),
+        *measure(SMALL, img_size=224, batch_size=8, rounds=7),
+        *measure(TINY, img_size=224, batch_size=1, rounds=15, passes=PASSES[:1]),
+        *measure(TINY, img_size=448, batch_size=1, rounds=9, passes=PASSES[:1]),
+        *measure(TINY, img_size=896, batch_size=1, rounds=5, passes=PASSES[:1]),
+        *measure(TINY, img_size=1248, batch_size=1, rounds=3, passes=PASSES[:1]),
+    ]
 
 
-@torch.inference_mode()
-def compare_lengths(name: str, size: int, factor: int) -> None:
-    models: dict[int, Any] = {
-        pixels: timm.create_model(name, img_size=pixels).eval() for pixels in (size, size * factor)
-    }
-    images = {pixels: torch.randn(1, 3, pixels, pixels) for pixels in models}
-    medians = side_by_side({str(p): partial(models[p], images[p]) for p in models}, rounds=9)
-    few, many = (medians[str(pixels)] / model.pos_embed.shape[1] for pixels, model in models.items())
-    print(f"{name}, time per token at {factor**2} x the tokens: {many / few:.2f}")
+def compare_imports() -> str:
+    codes = ("import timm", "import timm, vim")
+    calls = {code: partial(subprocess.run, [sys.executable, "-c", code], check=True) for code in codes}
+    alone, both = side_by_side(calls, rounds=5).values()
+    return f"import vim adds {both - alone:.2f} s to import timm ({alone:.2f} s)"
 
 
-def run_python(code: str) -> None:
-    subprocess.run([sys.executable, "-c", code], check=True)
+def show(rows: list[Row]) -> None:
+    table = Table(box=ASCII2, show_edge=False)
+    for header in ("", "", "batch", "size", "ms", "images/s", "peak MB", "speed"):
+        table.add_column(header, justify="right" if header else "left")
+    for row in rows:
+        sizes = (str(row.batch_size), str(row.size))
+        figures = (f"{row.milliseconds:.2f}", f"{row.per_second:.1f}", f"{row.peak_mb:.1f}", f"{row.speed:.2f} x")
+        table.add_row(row.name, row.run, *sizes, *figures, end_section=row.name == row.baseline)
+    Console(width=110).print(table)  # a narrow terminal would have the numbers cut
+    print("size: pixels a side, of the scan: tokens. speed: relative to the last of a group.")
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, float32")
-    for batch in (1, 8):
-        compare_scans(batch)
-    compare_models("vim_small", "deit_small_patch16_224", size=224, batch=1, rounds=25)
-    compare_models("vim_small", "deit_small_patch16_224", size=224, batch=8, rounds=10)
-    compare_models("vim_tiny", "deit_tiny_patch16_224", size=1248, batch=1, rounds=3)
-    compare_lengths("vim_tiny", size=224, factor=4)
-    codes = ("import timm", "import timm, vim")
-    alone, both = side_by_side({code: partial(run_python, code) for code in codes}, rounds=5).values()
-    print(f"import vim adds {both - alone:.2f} s to import timm ({alone:.2f} s)")
+    arguments = parse()
+    print(f"PyTorch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads, amp {arguments.amp}")
+    rows = chosen(arguments) if arguments.models else everything(arguments.device, arguments.amp)
+    show(rows)
+    if not arguments.models:
+        print(compare_imports())
+    if arguments.csv:
+        write_csv(arguments.csv, [asdict(row) for row in rows])
+    if arguments.plot:
+        plot(rows, arguments.plot)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,7 +1,6 @@
 """Print what models cost: parameters, tokens, and the compute of a forward pass, with the convention of each column."""
 
 import argparse
-import csv
 import difflib
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 
 import vim  # noqa: F401  registers the models
 from vim.engine.flops import count
+from vim.engine.log import write_csv
 from vim.errors import UserError, describe, run
 
 NOTES = """\
@@ -88,11 +88,7 @@ def main() -> None:
     show(rows)
     print(NOTES.format(images="one image" if arguments.batch_size == 1 else f"{arguments.batch_size} images"))
     if arguments.csv:
-        try:
-            with arguments.csv.open("w", newline="") as file:
-                csv.writer(file).writerows([rows[0].keys(), *(row.values() for row in rows)])
-        except OSError as error:
-            raise UserError(f"cannot write {arguments.csv} ({error.strerror}): name another file") from error
+        write_csv(arguments.csv, rows)
 
 
 if __name__ == "__main__":

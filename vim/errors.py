@@ -24,11 +24,14 @@ def describe(error: Exception) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool; a user's mistake becomes a line on standard error and exit status 2."""
+    """Run a tool; a user's mistake, or a file out of reach, becomes a line on standard error and exit status 2."""
     try:
         main()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except OSError as error:  # a file it cannot read or write, a full disk
+        sys.stderr.write(f"error: {error.filename or 'input or output'}: {error.strerror or one_line(str(error))}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

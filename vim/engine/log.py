@@ -1,9 +1,10 @@
 """What a run shows and keeps: a progress bar, a CSV log, pictures."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -43,8 +44,8 @@ class Bar:
         self.progress.update(self.task, top1=f"{top1:.2%}")  # type: ignore[arg-type]
 
 
-def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
-    """Write the log anew, a row an epoch: after a resume it holds what the run went through, and nothing twice."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table anew, under the names in its rows."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
