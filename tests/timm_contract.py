@@ -1,0 +1,94 @@
+"""A pytest plugin that runs timm's own tests on the models of this package.
+
+timm's tests are in its source distribution only; take that of the installed version:
+
+    pip download timm==VERSION --no-binary timm --no-deps -d sdist && tar xf sdist/timm-VERSION.tar.gz -C sdist
+    PYTHONPATH=tests pytest -p timm_contract sdist/timm-VERSION/tests/test_models.py \\
+        sdist/timm-VERSION/tests/test_model_input.py --rootdir sdist/timm-VERSION
+
+Tests parametrised over timm's registry run on every model that `import vim` registers, or on those of them that match
+the variable CONTRACT_MODELS (wildcards, commas between). Those of timm's tests for models by name that fit ours run on
+the `test_*` models; the others are of timm's families, and left out.
+"""
+
+import fnmatch
+import os
+
+import pytest
+import timm
+import timm.models
+import timm.models._registry as registry
+
+theirs = set(timm.list_models())
+import vim  # noqa: E402, F401  registers ours
+
+WILDCARDS = os.environ.get("CONTRACT_MODELS", "*").split(",")
+OURS = [
+    name
+    for name in timm.list_models()
+    if name not in theirs and any(fnmatch.fnmatch(name, wildcard) for wildcard in WILDCARDS)
+]
+SMALL = [name for name in OURS if name.startswith("test_")]
+# the tests that name timm's models, and what they run with here: values for their parameters after the model's name
+NAMED = {
+    "test_reset_classifier_keeps_pool": (),
+    "test_features_only_grad_checkpointing_backward": (),
+    "test_pruned_features_torchscript": (),
+    "test_prune_intermediate_layers_params_used": (),
+    "test_head_hidden_size": ({},),
+    "test_catavgmax_unsupported": (),
+    "test_forward_intermediates_stop_early_final_norm": ({},),
+    "test_model_init_weights_after_to_empty": ({},),
+    "test_headless_checkpoint_reload": ({},),
+    "test_default_resize_hub_roundtrip": ({}, 64, 96),
+}
+list_all = registry.list_models
+covered = set()
+
+
+def list_ours(filter="", module="", pretrained=False, exclude_filters="", name_matches_cfg=False, include_tags=None):
+    """timm.list_models for ours alone, which are tested as the transformers are: tokens in a sequence."""
+    sequence_models = "vit_*" in filter
+    if "vit_*" in exclude_filters:  # a test of convolutional feature maps
+        return []
+    names = list_all(
+        "" if sequence_models else filter,
+        "" if "vision_transformer" in module else module,
+        pretrained,
+        exclude_filters,
+        name_matches_cfg,
+        include_tags,
+    )
+    return [name for name in names if name.split(".")[0] in OURS]
+
+
+timm.list_models = timm.models.list_models = list_ours
+timm.list_pretrained = lambda *args, **kwargs: []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc):
+    """Give the tests that name timm's models the names of ours."""
+    name = metafunc.definition.originalname
+    if name in NAMED:
+        for mark in metafunc.definition.iter_markers("parametrize"):
+            names = mark.args[0]
+            rows = [model if isinstance(names, str) and "," not in names else (model, *NAMED[name]) for model in SMALL]
+            mark.args[1][:] = rows
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep what runs on ours."""
+    kept = [item for item in items if any(f"[{name}" in item.name or f"-{name}" in item.name for name in OURS)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" and report.passed:
+        covered.add(report.nodeid.partition("::")[2].partition("[")[0])
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what ran, so that a run of nothing is seen."""
+    terminalreporter.write_line(f"models: {', '.join(OURS)}; tests passed on them: {len(covered)}")
