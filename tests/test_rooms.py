@@ -10,7 +10,7 @@ ALLOWED = {
     "vim/layers": {"kernels"},
     "models": {"layers", "checkpoints"},
     "vim/data": {"errors"},
-    "vim/engine": {"checkpoints", "data", "errors"},
+    "vim/engine": {"checkpoints", "data", "errors", "kernels"},
 }
 PARTS = {"kernels", "layers", "models", "data", "engine", "checkpoints", "errors"}
 

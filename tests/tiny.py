@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from vim.data import Digits
+from vim.data.datasets import BUILT_IN
 from vim.engine.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,7 @@ class FewDigits(Digits):
 
 
 def few_digits(monkeypatch):
-    monkeypatch.setattr("vim.data.datasets.Digits", FewDigits)
+    monkeypatch.setitem(BUILT_IN, "digits", FewDigits)
 
 
 def tiny_config(**options):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from vim.data import build_datasets, image_mode
+from vim.data import Share, build_datasets, image_mode
 from vim.engine.config import add_config_arguments, load_config, work_dir_of
 from vim.engine.evaluate import evaluate
 from vim.engine.log import plot_confusion
@@ -27,18 +27,18 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision=arguments.amp or config.train.get("amp", "no"))
     model, meta = load_trained(arguments.checkpoint)
     splits = build_datasets(config.data, image_mode(model))
-    if splits.classes != meta["classes"]:
+    if splits.classes and splits.classes != meta["classes"]:
         raise UserError(
             f"{arguments.checkpoint} was trained on other classes ({', '.join(meta['classes'][:5])}, ...) "
             f"than the config's data has ({', '.join(splits.classes[:5])}, ...)"
         )
-    loader = build_loader(config.data, splits.held_out, model, is_training=False)
-    model, loader = accelerator.prepare(model, loader)
-    evaluation = evaluate(model, loader, accelerator, len(splits.classes))
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    loader = build_loader(config.data, splits.held_out, model, share, is_training=False)
+    evaluation = evaluate(model.to(accelerator.device), loader, accelerator, len(meta["classes"]))
     if accelerator.is_main_process:
         work_dir = work_dir_of(arguments)
         make_folder(work_dir)
-        plot_confusion(work_dir / "confusion_test.png", evaluation.confusion, splits.classes)
+        plot_confusion(work_dir / "confusion_test.png", evaluation.confusion, meta["classes"])
         print(f"in {work_dir}: confusion_test.png")
         print(f"loss {evaluation.loss:.4f}, top-5 {100 * evaluation.top5:.2f} %")
         print(f"top-1 {100 * evaluation.top1:.2f} %")

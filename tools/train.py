@@ -7,6 +7,7 @@ from pathlib import Path
 from vim.data import Digits
 from vim.engine.config import add_config_arguments, load_config, work_dir_of
 from vim.engine.trainer import Trainer
+from vim.engine.weights import find_last
 from vim.errors import run
 
 
@@ -18,15 +19,14 @@ def parse() -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="go on from a checkpoint, by default the work dir's last.pth where there is one",
+        help="go on from a checkpoint, by default the newest whole one of the work dir where there is one",
     )
     return parser.parse_args()
 
 
 def checkpoint_to_resume(resume: str | None, work_dir: Path) -> Path | None:
     if resume == "auto":
-        last = work_dir / "last.pth"
-        return last if last.exists() else None
+        return find_last(work_dir)
     return None if resume is None else Path(resume)
 
 
@@ -66,11 +66,14 @@ def main() -> None:
     evaluation = trainer.fit()
     if not trainer.accelerator.is_main_process:
         return
+    if evaluation is None:
+        print(f"stopped by SIGTERM; the run is saved in {work_dir}: go on with the same command and --resume")
+        return
     images = "IMAGES"
     if config.data.dataset == "digits":
         write_samples(work_dir / "samples")
         images = str(work_dir / "samples")
-    print(f"in {work_dir}: best.pth, last.pth, log.csv, curves.png, confusion.png")
+    print(f"in {work_dir}: best.pth, last.pth, log.csv, train.log, curves.png, confusion.png")
     print("next:")
     for command in next_commands(arguments, work_dir, trainer.num_epochs, images):
         print(f"  {command}")

@@ -47,9 +47,3 @@ def test_an_item(mode):
     assert (image.mode, image.size) == (mode, (8, 8))
     assert isinstance(label, int)
     assert np.asarray(image).max() == 255
-
-
-def test_the_transform_is_applied(parts):
-    digits = Digits(train=False)
-    digits.transform = lambda image: image.size
-    assert digits[0] == ((8, 8), digits.labels[0])

@@ -15,6 +15,7 @@ RECIPES = {
     "mixup": {"mixup__mixup_alpha": 0.8, "mixup__cutmix_alpha": 1.0},
     "ema": {"train__ema_decay": 0.9},
     "drop": {"model__drop_path_rate": 0.2, "model__drop_rate": 0.2, "train__clip_grad": None},
+    "accumulate": {"train__accumulate": 2, "data__batch_size": 8, "data__repeats": 3, "data__num_workers": 2},
 }
 
 
@@ -59,7 +60,7 @@ def assert_same(got, want):
 
 def test_what_a_run_writes(run):
     work_dir, evaluation = run
-    names = ["best.pth", "config.py", "confusion.png", "curves.png", "last.pth", "log.csv"]
+    names = ["best.pth", "config.py", "confusion.png", "curves.png", "environment.txt", "last.pth", "log.csv"]
     assert sorted(path.name for path in work_dir.iterdir()) == names
     for name in ("confusion.png", "curves.png"):
         with Image.open(work_dir / name) as picture:
@@ -99,21 +100,21 @@ def test_the_checkpoints(run):
 def test_a_killed_run_goes_on_as_if_it_had_not_been(recipe, tmp_path, monkeypatch):
     for name in ("plot_curves", "plot_confusion"):
         monkeypatch.setattr(f"vim.engine.trainer.{name}", lambda *args: None)
-    config = tiny_config(**RECIPES[recipe])
+    config = tiny_config(**RECIPES[recipe], train__save_updates=1)
     Trainer(config, tmp_path / "whole").fit()
 
-    step = Trainer._step
+    update = Trainer._update
 
-    def killed(self, images, labels, number):
-        if number == 5:  # of 4 an epoch: in the second
+    def killed(self, batches, number):
+        if number == 6:  # of 4 an epoch: in the second
             raise KeyboardInterrupt
-        return step(self, images, labels, number)
+        return update(self, batches, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", killed)
+        patch.setattr(Trainer, "_update", killed)
         with pytest.raises(KeyboardInterrupt):
             Trainer(config, tmp_path / "parts").fit()
-    assert len(rows_of(tmp_path / "parts")) == 1
+    assert load(tmp_path / "parts/last.pth")["training"]["position"]["update"] == 2
     Trainer(config, tmp_path / "parts", tmp_path / "parts/last.pth").fit()
 
     assert (tmp_path / "parts/log.csv").read_text() == (tmp_path / "whole/log.csv").read_text()

@@ -139,8 +139,17 @@ def test_an_unreadable_image_in_training(num_workers, call, tmp_path):
     root = write_folder(tmp_path / "data")
     path = write_truncated(root / "train/cat/0.png")
     options = [*WORDS, f"data.root={root}", f"data.num_workers={num_workers}", "data.batch_size=8"]
-    result = call("train", FOLDER, "--work-dir", tmp_path / "run", "--cfg-options", *options, "model.num_classes=2")
-    assert_told(result, f"cannot read {path} as an image")
+    options += ["model.num_classes=2", "data.max_unreadable=0.1"]  # of 8
+    words = ("train", FOLDER, "--work-dir", tmp_path / "run", "--cfg-options", *options)
+    status, _, errors = call(*words)
+    assert status == 2
+    told = f"error: 1 of 8 images cannot be read, more than data.max_unreadable.*cannot read {path} as an image"
+    assert re.match(told, errors.splitlines()[-1])
+    assert (tmp_path / "run/unreadable.txt").read_text().startswith(f"cannot read {path} as an image")
+
+    status, _, errors = call(*words, "data.max_unreadable=0.2")
+    assert status == 0
+    assert errors.count(f"left out: cannot read {path} as an image") == 1
 
 
 def test_mistakes_in_testing(call, trained, tmp_path):

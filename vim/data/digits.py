@@ -3,7 +3,6 @@
 Source: https://archive.ics.uci.edu/dataset/80 (E. Alpaydin, C. Kaynak, 1998), the test part.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,21 +21,25 @@ class Digits(Dataset[tuple[Any, int]]):
     """
 
     def __init__(self, *, train: bool, mode: str = "L") -> None:
-        from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        pixels, labels = load_digits(return_X_y=True)
+        grey, labels = self.load()
         split = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
         chosen = split[0 if train else 1]
-        grey = (pixels[chosen] * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8)  # 0 to 16 in the source
-        self.images = [Image.fromarray(image).convert(mode) for image in grey]
+        self.images = [Image.fromarray(image).convert(mode) for image in grey[chosen]]
         self.labels = labels[chosen].tolist()
         self.classes = CLASSES
-        self.transform: Callable[[Image.Image], Any] | None = None
+
+    @staticmethod
+    def load() -> tuple[np.ndarray, np.ndarray]:
+        """Grey images (1797, 8, 8) of 0 to 255, and their labels (1797,)."""
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)  # 0 to 16
+        return (pixels * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8), labels
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = self.images[index]
-        return image if self.transform is None else self.transform(image), self.labels[index]
+        return self.images[index], self.labels[index]

@@ -1,6 +1,7 @@
 """Reading image files, and mistakes in where they are."""
 
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -10,25 +11,30 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from vim.errors import UserError
 
 
-def read_image(path: str | Path, mode: str = "RGB") -> Image.Image:
+def read_image(path: str | Path | IO[bytes], mode: str = "RGB", *, name: str | None = None) -> Image.Image:
     """Decode an image file.
+
+    Args:
+        mode: PIL's name for the kind of image wanted: "L" for grey.
+        name: what to call it in errors; by default its path.
 
     Raises:
         UserError: it is missing, or not an image that can be decoded to 8 bits.
     """
+    name = name or str(path)
     try:
         with Image.open(path) as image:
             if image.mode in ("I", "F"):
-                raise UserError(f"cannot read {path}: it has 32 bits a pixel and channel; save it with 8 or 16")
+                raise UserError(f"cannot read {name}: it has 32 bits a pixel and channel; save it with 8 or 16")
             if image.mode.startswith("I;16"):  # convert() would cut off at 255
                 return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert(mode)
             return image.convert(mode)
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"no such image: {path} (give the path of an image file)") from None
+        raise UserError(f"no such image: {name} (give the path of an image file)") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read {path} as an image ({error}): replace the file or take it out") from None
+        raise UserError(f"cannot read {name} as an image ({error}): replace the file or take it out") from None
 
 
 def find_images(paths: list[Path]) -> list[Path]:

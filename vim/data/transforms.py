@@ -26,6 +26,13 @@ def eval_transform(model: Any, options: dict[str, Any]) -> Callable[[Any], Any]:
     return create_transform(**{**input_options(model), **options})
 
 
+def train_transform(model: Any, options: dict[str, Any]) -> Callable[[Any], Any]:
+    """A PIL image to a tensor (c, h, w): what :func:`timm.data.create_transform` does in training."""
+    options = {**input_options(model), **options}
+    crop = ("crop_pct", "crop_mode")  # of evaluation
+    return create_transform(**{k: v for k, v in options.items() if k not in crop}, is_training=True)
+
+
 def image_mode(model: Any) -> str:
     """PIL's name for the images a model takes.
 

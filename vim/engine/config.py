@@ -15,8 +15,32 @@ SECTIONS = ("model", "data", "optimizer", "schedule", "train")
 OPTIONAL_SECTIONS = ("mixup",)
 # what only vim.engine reads; the other sections go to functions that refuse what they do not know
 KEYS = {
-    "data": ("dataset", "root", "batch_size", "num_workers", "train_transform", "eval_transform"),
-    "train": ("seed", "amp", "clip_grad", "ema_decay", "smoothing"),
+    "data": (
+        "dataset",
+        "root",
+        "train_options",
+        "val_options",
+        "batch_size",
+        "num_workers",
+        "repeats",
+        "max_unreadable",
+        "train_transform",
+        "eval_transform",
+    ),
+    "train": (
+        "seed",
+        "amp",
+        "clip_grad",
+        "ema_decay",
+        "smoothing",
+        "accumulate",
+        "grad_checkpointing",
+        "compile",
+        "save_updates",
+        "keep",
+        "max_skipped",
+        "trackers",
+    ),
 }
 
 
@@ -28,6 +52,8 @@ def _is_share(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and 0 <= value < 1)
 
 
+_COUNT = (lambda value: value is None or _is_whole(value, 1), "a whole number from 1")
+_SWITCH = (lambda value: value in (None, True, False), "True or False")
 VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.batch_size": (lambda value: _is_whole(value, 1), "a whole number from 1"),
     "data.num_workers": (lambda value: _is_whole(value, 0), "a whole number from 0"),
@@ -38,6 +64,15 @@ VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (isinstance(value, int | float) and value >= 0),
         "a number from 0",
     ),
+    "data.repeats": _COUNT,
+    "data.max_unreadable": (_is_share, "a number from 0 to below 1"),
+    "train.accumulate": _COUNT,
+    "train.grad_checkpointing": _SWITCH,
+    "train.compile": _SWITCH,
+    "train.save_updates": _COUNT,
+    "train.keep": _COUNT,
+    "train.max_skipped": _COUNT,
+    "train.trackers": (lambda value: value is None or isinstance(value, list | tuple), "a list of names"),
     "train.ema_decay": (_is_share, "a number from 0 to below 1"),
     "train.smoothing": (_is_share, "a number from 0 to below 1"),
 }

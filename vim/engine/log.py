@@ -1,14 +1,27 @@
 """What a run shows and keeps: a progress bar, a CSV log, pictures."""
 
 import csv
+import importlib.util
+import logging
+import platform
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.tracking import TensorBoardTracker, WandBTracker
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
+
+import vim
+from vim.errors import UserError
+
+TRACKERS = {"tensorboard": TensorBoardTracker, "wandb": WandBTracker}
 
 
 @contextmanager
@@ -50,6 +63,83 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+class Trackers:
+    """TensorBoard and Weights & Biases, as accelerate writes to them; a context for the run.
+
+    Args:
+        names: "tensorboard", "wandb".
+        shown: whether this process is the one that writes.
+
+    Raises:
+        UserError: a name that is unknown, or whose package is not installed.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path, config: Any, *, shown: bool) -> None:
+        self.names, self.folder, self.config = list(names) if shown else [], folder, config
+        for name in self.names:
+            if name not in TRACKERS:
+                raise UserError(f"train.trackers has {name!r}: expected {' or '.join(TRACKERS)}")
+            if importlib.util.find_spec(name) is None:
+                raise UserError(f"train.trackers has {name}, which is not installed: pip install {name}")
+
+    def __enter__(self) -> "Trackers":
+        self.trackers: list[Any] = []
+        for name in self.names:
+            options = {"logging_dir": str(self.folder)} if name == "tensorboard" else {}
+            self.trackers.append(TRACKERS[name](self.folder.name, **options))
+            self.trackers[-1].start()
+            self.trackers[-1].store_init_configuration(_flat(self.config.to_dict()))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for tracker in self.trackers:
+            tracker.finish()
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        """Figures after so many updates."""
+        for tracker in self.trackers:
+            tracker.log(values, step=step)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested config as one level, as TensorBoard wants it."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return flat
+
+
+def write_environment(path: Path, accelerator: Any) -> None:
+    """What the run is started with: the command, versions, devices."""
+    packages = ("torch", "torchvision", "timm", "accelerate", "triton", "numpy")
+    lines = [
+        f"command: {shlex.join(sys.argv)}",
+        f"python: {platform.python_version()} on {platform.platform()}",
+        f"vim: {vim.__version__}",
+        *(f"{name}: {version(name)}" for name in packages if importlib.util.find_spec(name)),
+        f"processes: {accelerator.num_processes} ({accelerator.distributed_type.value}), {accelerator.mixed_precision}",
+        f"device: {torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or 'CPU'}",
+        f"threads: {torch.get_num_threads()}",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Keep in a file what the package's loggers say, which is also shown."""
+    logger = logging.getLogger("vim")
+    handlers: list[logging.Handler] = [logging.FileHandler(path, delay=True), logging.StreamHandler()]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
 
 
 def plot_curves(path: Path, rows: list[dict[str, float]]) -> None:

@@ -1,30 +1,50 @@
-"""The training loop."""
+"""The training loop.
 
+Every random choice follows from the seed and from where in the run it is made; see :mod:`vim.data.loading`. So a run
+that was killed goes on exactly, without any random state in its checkpoints.
+"""
+
+import itertools
+import logging
 import math
-import random
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from mmengine.config import Config
-from timm.data import Mixup, create_loader
+from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import vim  # noqa: F401  registers the models
-from vim.data import build_datasets, image_mode, input_options
+from vim.data import Batch, Share, build_datasets, create_loader, eval_transform, image_mode, seed_all, train_transform
 from vim.engine.config import reading, write_config
 from vim.engine.evaluate import Evaluation, evaluate
-from vim.engine.log import Bar, plot_confusion, plot_curves, progress_bar, write_csv
-from vim.engine.weights import load_weights, make_folder, read_trained, save_atomically
+from vim.engine.guards import StopRequest, advice, first_bad_layer
+from vim.engine.launch import adopt_slurm
+from vim.engine.log import (
+    Bar,
+    Trackers,
+    logging_to,
+    plot_confusion,
+    plot_curves,
+    progress_bar,
+    write_csv,
+    write_environment,
+)
+from vim.engine.weights import link_atomically, load_weights, make_folder, read_trained, save_last
 from vim.errors import UserError
+
+_logger = logging.getLogger(__name__)
 
 
 def build_model(options: dict[str, Any]) -> nn.Module:
@@ -36,42 +56,49 @@ def build_model(options: dict[str, Any]) -> nn.Module:
     with reading("model"):
         model = timm.create_model(**options)
     if not (hasattr(model, "in_chans") and hasattr(model, "patch_embed")):
-        raise UserError(
-            f"model.model_name must be a model of this package, such as vim_nano, got {options['model_name']}"
-        )
+        raise UserError(f"model.model_name must be a model of patches, such as vim_nano, got {options['model_name']}")
     return model
 
 
-def build_loader(data: dict[str, Any], dataset: Any, model: nn.Module, *, is_training: bool) -> Any:
-    """Batches of (images (b, c, h, w), labels (b,)), transformed for the model.
+def build_loader(
+    data: dict[str, Any], dataset: Any, model: nn.Module, share: Share, *, seed: int = 0, is_training: bool
+) -> DataLoader[Any]:
+    """Batches of images (b, c, h, w) and labels (b,), prepared for the model, for one of several processes.
 
     Raises:
         UserError: an option of the transform that does not exist, or a batch larger than the training set.
     """
     section = "train_transform" if is_training else "eval_transform"
     with reading(f"data.{section}"):
-        loader = create_loader(
-            dataset,
-            **{**input_options(model), **data.get(section, {})},
-            batch_size=data["batch_size"],
-            is_training=is_training,
-            num_workers=data["num_workers"],
-            persistent_workers=data["num_workers"] > 0,
-            use_prefetcher=False,
-        )
-    if len(loader) == 0:
-        raise UserError(
-            f"data.batch_size is {data['batch_size']}, and there are {len(dataset)} images to train on: "
-            f"--cfg-options data.batch_size={len(dataset)}, or less"
-        )
-    return loader
+        transform = (train_transform if is_training else eval_transform)(model, data.get(section, {}))
+    return create_loader(
+        dataset,
+        transform,
+        batch_size=data["batch_size"],
+        num_workers=data["num_workers"],
+        seed=seed,
+        share=share,
+        is_training=is_training,
+        repeats=data.get("repeats", 1) if is_training else 1,
+    )
+
+
+@dataclass
+class Position:
+    """Where a run is: how many updates of an epoch are done, and the sum of their losses."""
+
+    epoch: int = 0
+    update: int = 0
+    losses: float = 0.0
+    skipped: int = 0  # updates in a row
 
 
 class Trainer:
     """A run: what a config describes, built; and :meth:`fit`, which trains it.
 
     Args:
-        work_dir: gets `last.pth` and `best.pth`, `log.csv`, `curves.png`, `confusion.png` and `config.py`.
+        work_dir: gets `last.pth` and the ones before it, `best.pth`, `log.csv`, `train.log`, `environment.txt`,
+            `unreadable.txt`, `curves.png`, `confusion.png` and `config.py`.
         resume: a checkpoint to go on from.
 
     Raises:
@@ -79,12 +106,14 @@ class Trainer:
     """
 
     def __init__(self, config: Config, work_dir: Path, resume: Path | None = None) -> None:
-        self.config, self.work_dir = config, work_dir
-        self.accelerator = Accelerator(mixed_precision=config.train.get("amp", "no"))
-        set_seed(config.train.seed, device_specific=True)
-        model = build_model(config.model)
+        self.config, self.work_dir, self.options = config, work_dir, config.train
+        adopt_slurm()
+        self.accelerator = Accelerator(mixed_precision=self.options.get("amp") or "no")
+        share = Share(self.accelerator.process_index, self.accelerator.num_processes)
+        seed_all(self.options.seed)
+        model: Any = build_model(config.model)
         splits = build_datasets(config.data, image_mode(model))
-        self.classes = splits.classes
+        self.classes = splits.classes or [str(i) for i in range(model.num_classes)]
         if model.num_classes != len(self.classes):
             raise UserError(
                 f"the data has {len(self.classes)} classes and the model {model.num_classes}: "
@@ -92,104 +121,217 @@ class Trainer:
             )
         with reading("optimizer"):
             optimizer = create_optimizer_v2(model, **config.optimizer)
-        self.ema = ModelEmaV3(model, decay=config.train.ema_decay) if config.train.get("ema_decay") else None
-        self.model, self.optimizer, self.loader, self.held_out = self.accelerator.prepare(
-            model,
-            optimizer,
-            build_loader(config.data, splits.train, model, is_training=True),
-            build_loader(config.data, splits.held_out, model, is_training=False),
-        )
+        self.ema = ModelEmaV3(model, decay=self.options.ema_decay) if self.options.get("ema_decay") else None
+        self.loader = build_loader(config.data, splits.train, model, share, seed=self.options.seed, is_training=True)
+        self.held_out = build_loader(config.data, splits.held_out, model, share, is_training=False)
+        self.accumulate = self.options.get("accumulate") or 1
+        self.updates = len(self.loader) // self.accumulate  # an epoch
+        if self.updates == 0:
+            raise UserError(f"train.accumulate is {self.accumulate}, and an epoch has {len(self.loader)} batches")
+        if self.options.get("grad_checkpointing"):
+            model.set_grad_checkpointing()
+        if self.options.get("compile"):
+            model.compile()
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if self.ema is not None:
+            self.ema.to(self.accelerator.device)
         if config.schedule.get("sched") == "plateau":
             raise UserError("schedule.sched cannot be 'plateau', which is no function of the epoch: take 'cosine'")
         with reading("schedule"):
             self.scheduler, self.num_epochs = create_scheduler_v2(
-                self.optimizer, **config.schedule, updates_per_epoch=len(self.loader)
+                self.optimizer, **config.schedule, updates_per_epoch=self.updates
             )
-        smoothing = config.train.get("smoothing") or 0.0
-        self.mixup = None
-        self.loss: nn.Module = LabelSmoothingCrossEntropy(smoothing)
-        if config.get("mixup"):
-            if config.data.batch_size % 2:
-                raise UserError(f"mixup needs an even data.batch_size, got {config.data.batch_size}")
-            with reading("mixup"):
-                self.mixup = Mixup(**config.mixup, label_smoothing=smoothing, num_classes=len(self.classes))
-            self.loss = SoftTargetCrossEntropy()
+        self._build_loss()
+        self.at = Position()
         self.rows: list[dict[str, float]] = []  # of the log, one an epoch
+        self.unreadable: dict[str, None] = {}  # images, in the order they were met
+        self.stop = StopRequest()
         if resume is not None:
             self._resume(resume)
 
-    def fit(self) -> Evaluation:
-        """Train for the epochs that are left, and return the last evaluation."""
-        main, steps = self.accelerator.is_main_process, len(self.loader)
+    def _build_loss(self) -> None:
+        smoothing = self.options.get("smoothing") or 0.0
+        self.mixup = None
+        self.loss: nn.Module = LabelSmoothingCrossEntropy(smoothing)
+        if self.config.get("mixup"):
+            if self.config.data.batch_size % 2:
+                raise UserError(f"mixup needs an even data.batch_size, got {self.config.data.batch_size}")
+            with reading("mixup"):
+                self.mixup = Mixup(**self.config.mixup, label_smoothing=smoothing, num_classes=len(self.classes))
+            self.loss = SoftTargetCrossEntropy()
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without what spreads it over processes."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def fit(self) -> Evaluation | None:
+        """Train for the epochs that are left, and return the last evaluation; None if SIGTERM came: it has saved then.
+
+        Raises:
+            UserError: the loss stays infinite, images cannot be read, memory or disk are full; what to do is said.
+        """
+        main = self.accelerator.is_main_process
+        make_folder(self.work_dir)
         if main:
-            make_folder(self.work_dir)
             write_config(self.config, self.work_dir / "config.py")
+            write_environment(self.work_dir / "environment.txt", self.accelerator)
         evaluation = None
-        with progress_bar(self.num_epochs * steps, len(self.rows) * steps, shown=main) as bar:
-            for epoch in range(len(self.rows), self.num_epochs):
-                train_loss = self._train_epoch(epoch, bar)
-                if not math.isfinite(train_loss):
-                    raise UserError(
-                        f"the loss is {train_loss} in epoch {epoch + 1}: lower optimizer.lr or set train.clip_grad; "
-                        f"the epochs before are in {self.work_dir}/last.pth"
-                    )
+        done = self.at.epoch * self.updates + self.at.update
+        with (
+            advice(self.work_dir),
+            logging_to(self.work_dir / "train.log"),
+            self.stop.watch(),
+            Trackers(self.options.get("trackers") or (), self.work_dir, self.config, shown=main) as self.trackers,
+            progress_bar(self.num_epochs * self.updates, done, shown=main) as bar,
+        ):
+            while self.at.epoch < self.num_epochs:
+                if not self._train_epoch(bar):
+                    return None
                 evaluation = self._evaluate()
                 bar.evaluated(evaluation.top1)
-                self._record(epoch, train_loss, evaluation)
-        evaluation = evaluation or self._evaluate()
+                self._end_epoch(evaluation)
+            evaluation = evaluation or self._evaluate()
         if main:
             plot_curves(self.work_dir / "curves.png", self.rows)
             plot_confusion(self.work_dir / "confusion.png", evaluation.confusion, self.classes)
         return evaluation
 
-    def _train_epoch(self, epoch: int, bar: Bar) -> float:
+    def _train_epoch(self, bar: Bar) -> bool:
+        """Do the updates left in the epoch; False if SIGTERM came."""
         self.model.train()
-        losses = torch.zeros((), device=self.accelerator.device)
-        for step, (images, labels) in enumerate(self.loader, epoch * len(self.loader)):
-            loss = self._step(images, labels, step)
-            losses += loss
-            bar.step(epoch + 1, loss.item())
-        self.scheduler.step(epoch + 1)
-        return self.accelerator.reduce(losses, "mean").item() / len(self.loader)
+        every = self.options.get("save_updates")
+        for batches in self._batches_left():
+            number = self.at.epoch * self.updates + self.at.update
+            loss, stop = self._update(batches, number)
+            self.at.update += 1
+            self.at.losses += loss
+            bar.step(self.at.epoch + 1, loss)
+            self.trackers.add({"train/loss": loss, "train/lr": self.optimizer.param_groups[0]["lr"]}, number + 1)
+            if stop or (every and self.at.update % every == 0 and self.at.update < self.updates):
+                self._save()
+            if stop:
+                return False
+        return True
 
-    def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        if self.mixup is not None:
-            images, labels = self.mixup(images, labels)
-        with self.accelerator.autocast():
-            loss = self.loss(self.model(images), labels)
-        self.accelerator.backward(loss)
-        if self.config.train.get("clip_grad"):
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.train.clip_grad)
-        self.optimizer.step()
+    def _batches_left(self) -> Iterator[list[Batch]]:
+        """The batches of each update that is left in the epoch."""
+        seen = self.at.update * self.accumulate
+        dataset: Any = self.loader.dataset
+        sampler: Any = self.loader.batch_sampler
+        if not hasattr(sampler, "epoch"):  # it can only be read from its beginning
+            dataset.epoch = self.at.epoch
+            batches: Iterator[Batch] = itertools.islice(self.loader, seen, None)
+        else:
+            sampler.epoch, sampler.start = self.at.epoch, seen
+            batches = iter(self.loader)
+        for _ in range(self.at.update, self.updates):
+            yield list(itertools.islice(batches, self.accumulate))
+
+    def _update(self, batches: list[Batch], number: int) -> tuple[float, bool]:
+        """One step of the optimizer: the loss over all processes, and whether SIGTERM came to one of them."""
+        total = torch.zeros((), device=self.accelerator.device)
+        for i, batch in enumerate(batches):
+            self._note_unreadable(batch.unreadable)
+            seed_all(self.options.seed, number, i, self.accelerator.process_index)
+            images, targets = self._to_device(batch)
+            last = i == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    loss = self.loss(self.model(images), targets) / len(batches)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.get("clip_grad") or math.inf)
+        reduced = self.accelerator.reduce(
+            torch.stack([total, torch.tensor(float(self.stop.came), device=total.device)]), "mean"
+        )
+        mean, stop = (float(value) for value in reduced)
+        # under fp16 the scaler skips updates whose gradient overflows, and tries a smaller scale
+        finite = math.isfinite(mean) and (self.accelerator.scaler is not None or math.isfinite(float(norm)))
+        if finite:
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(self.bare_model, step=number)
+            self.at.skipped = 0
+        else:
+            self._skip(images, number, mean)
         self.optimizer.zero_grad()
-        self.scheduler.step_update(step + 1)
-        if self.ema is not None:
-            self.ema.update(self.accelerator.unwrap_model(self.model), step=step)
-        return loss.detach()
+        self.scheduler.step_update(number + 1)
+        return mean if finite else 0.0, stop > 0
+
+    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images, targets = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch[:2])
+        return self.mixup(images, targets) if self.mixup is not None else (images, targets)
+
+    def _skip(self, images: Tensor, number: int, loss: float) -> None:
+        """Leave the weights as they are; say where it went wrong, and stop if it goes on."""
+
+        def run() -> None:
+            with self.accelerator.autocast():
+                self.bare_model(images)
+
+        where = first_bad_layer(self.bare_model, run)
+        self.at.skipped += 1
+        most = self.options.get("max_skipped") or 10
+        _logger.warning("update %d skipped, the loss is %s: %s is not finite", number + 1, loss, where)
+        if self.at.skipped >= most:
+            raise UserError(
+                f"{most} updates in a row were skipped, the last with a loss of {loss}: {where} is not finite; lower "
+                f"optimizer.lr, set train.clip_grad or train.amp=bf16, then go on with --resume from {self.work_dir}"
+            )
+
+    def _note_unreadable(self, lines: list[str]) -> None:
+        for line in lines:
+            if line not in self.unreadable:
+                self.unreadable[line] = None
+                _logger.warning("left out: %s", line)
+                with (self.work_dir / "unreadable.txt").open("a") as file:
+                    file.write(f"{line}\n")
+        dataset: Any = self.loader.dataset
+        if not lines or isinstance(dataset, IterableDataset):
+            return
+        most, count = self.config.data.get("max_unreadable", 0.01), len(dataset.dataset)
+        if len(self.unreadable) > most * count:
+            raise UserError(
+                f"{len(self.unreadable)} of {count} images cannot be read, more than data.max_unreadable ({most:.2%}): "
+                f"see {self.work_dir / 'unreadable.txt'}; {'; '.join(self.unreadable)}"
+            )
 
     def _evaluate(self) -> Evaluation:
-        model = self.model if self.ema is None else self.ema.module
+        model = self.bare_model if self.ema is None else self.ema.module
         return evaluate(model, self.held_out, self.accelerator, len(self.classes))
 
-    def _record(self, epoch: int, train_loss: float, evaluation: Evaluation) -> None:
+    def _end_epoch(self, evaluation: Evaluation) -> None:
         best = max((row["top1"] for row in self.rows), default=0.0)
-        row = {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": train_loss}
+        lr = self.optimizer.param_groups[0]["lr"]
+        row = {"epoch": self.at.epoch + 1, "lr": lr, "train_loss": self.at.losses / self.updates}
         self.rows.append({**row, "loss": evaluation.loss, "top1": evaluation.top1, "top5": evaluation.top5})
+        self.trackers.add(
+            {f"epoch/{key}": value for key, value in self.rows[-1].items()}, self.updates * (self.at.epoch + 1)
+        )
+        self.at = Position(self.at.epoch + 1)
+        self.scheduler.step(self.at.epoch)
+        last = self._save()
         if not self.accelerator.is_main_process:
             return
-        state = self._state()
         best_path = self.work_dir / "best.pth"
         if evaluation.top1 >= best or not best_path.exists():  # it may have resumed from another folder
-            save_atomically(state, best_path)
-        save_atomically(state, self.work_dir / "last.pth")
+            link_atomically(last, best_path)
         write_csv(self.work_dir / "log.csv", self.rows)
 
+    def _save(self) -> Path:
+        state, last = self._state(), self.work_dir / "last.pth"
+        if self.accelerator.is_main_process:
+            last = save_last(state, self.work_dir, self.options.get("keep") or 1)
+        self.accelerator.wait_for_everyone()
+        return last
+
     def _state(self) -> dict[str, Any]:
-        model = self.accelerator.unwrap_model(self.model).state_dict()
+        model = self.accelerator.get_state_dict(self.model)
         return {
             "model": model if self.ema is None else self.ema.module.state_dict(),  # the weights to use
             "meta": {
-                "model": dict(self.config.model),
+                "model": self.config.model.to_dict(),
                 "classes": self.classes,
                 "eval_transform": dict(self.config.data.get("eval_transform", {})),
             },
@@ -198,7 +340,9 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
                 "rows": self.rows,
-                "random": _random_state(),
+                "position": asdict(self.at),
+                "updates": self.updates,
+                "unreadable": list(self.unreadable),
             },
         }
 
@@ -207,7 +351,7 @@ class Trainer:
         if "training" not in state:
             raise UserError(f"{path} holds weights only, not a run to go on with")
         training = state["training"]
-        load_weights(self.accelerator.unwrap_model(self.model), training["model"], path)
+        load_weights(self.bare_model, training["model"], path)
         if self.ema is not None:
             load_weights(self.ema.module, state["model"], path)
         if state["meta"]["classes"] != self.classes:
@@ -223,20 +367,13 @@ class Trainer:
         self.optimizer.load_state_dict(training["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(training["scaler"])
-        self.rows = training["rows"]
-        # the learning rate follows from the epoch and this config, which may have more epochs than the last
-        self.scheduler.step(len(self.rows))
-        self.scheduler.step_update(len(self.rows) * len(self.loader))
-        _set_random_state(training["random"])
-
-
-def _random_state() -> dict[str, Any]:
-    kind, keys, *rest = cast(tuple[Any, ...], np.random.get_state())
-    return {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": [kind, keys.tolist(), *rest]}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+        self.rows, self.at = training["rows"], Position(**training["position"])
+        self.unreadable = dict.fromkeys(training["unreadable"])
+        if self.at.update and training["updates"] != self.updates:
+            raise UserError(
+                f"{path} was saved after {self.at.update} of an epoch's {training['updates']} updates, and now there "
+                f"would be {self.updates}: resume with the same data, batch size, processes and train.accumulate"
+            )
+        # the learning rate follows from the position and this config, which may have more epochs than the last
+        self.scheduler.step(self.at.epoch)
+        self.scheduler.step_update(self.at.epoch * self.updates + self.at.update)

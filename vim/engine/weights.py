@@ -1,6 +1,8 @@
 """Files a run writes: safe to read, and never half written."""
 
+import logging
 import os
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +15,8 @@ from torch import nn
 import vim  # noqa: F401  registers the models
 from vim.checkpoints import adapt, check_fit, read_checkpoint, rename
 from vim.errors import UserError, describe
+
+_logger = logging.getLogger(__name__)
 
 
 def make_folder(path: Path) -> None:
@@ -32,11 +36,67 @@ def make_folder(path: Path) -> None:
 def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Write beside the file, sync, rename: a kill at any time leaves the old file or the new one."""
     beside = path.with_name(f"{path.name}.part")
-    with beside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with beside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except Exception:  # a full disk
+        beside.unlink(missing_ok=True)
+        raise
     beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def link_atomically(source: Path, path: Path) -> None:
+    """Make a second name for a file, or a copy where the file system knows no second names."""
+    beside = path.with_name(f"{path.name}.part")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(source, beside)
+    except OSError:
+        shutil.copyfile(source, beside)
+    beside.replace(path)
+
+
+def save_last(state: dict[str, Any], folder: Path, keep: int) -> Path:
+    """Save `last.pth`, and keep the `keep - 1` before it as `last.1.pth`, `last.2.pth`, ...
+
+    At any time there is a whole `last.pth`, once there has been one.
+    """
+    names = [folder / "last.pth", *(folder / f"last.{i}.pth" for i in range(1, keep))]
+    for newer, older in reversed(list(zip(names[1:-1], names[2:], strict=True))):
+        if newer.exists():
+            newer.replace(older)
+    if keep > 1 and names[0].exists():
+        link_atomically(names[0], names[1])
+    save_atomically(state, names[0])
+    return names[0]
+
+
+def find_last(folder: Path) -> Path | None:
+    """The newest readable of the saves in a folder; None if there is none.
+
+    Raises:
+        UserError: there are some, and none can be read.
+    """
+    found = [path for path in [folder / "last.pth", *sorted(folder.glob("last.*.pth"))] if path.exists()]
+    problems = []
+    for path in found:
+        try:
+            read_trained(path)
+        except UserError as error:
+            problems.append(error)
+            _logger.warning("%s: trying the one before", error)
+            continue
+        return path
+    if problems:
+        raise problems[0]
+    return None
 
 
 def read_trained(path: Path) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""What can go wrong in a run, and what to do about it."""
+
+import errno
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vim.errors import UserError, one_line
+
+
+@contextmanager
+def advice(work_dir: Path) -> Iterator[None]:
+    """Tell what to do about full memory, dead workers and full disks; what was saved is whole either way."""
+    resume = f"then go on with --resume from {work_dir}"
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU's memory is full: halve data.batch_size and double train.accumulate, which leaves the recipe as "
+            f"it is, or set train.grad_checkpointing=True; {resume}"
+        ) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that loads images died ({one_line(str(error))}): lower data.num_workers if memory is short; "
+            f"{resume}"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+            raise
+        raise UserError(f"cannot write to {work_dir} ({error.strerror}): make room there; {resume}") from error
+
+
+class StopRequest:
+    """Whether SIGTERM has come, which a cluster sends some time before it kills."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Note the signal in here, in this process; those it forks die of it as ever."""
+        owner = os.getpid()
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != owner:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            self.came = True
+
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+@torch.no_grad()
+def first_bad_layer(model: nn.Module, run: Callable[[], Any]) -> str:
+    """The first layer whose output is not finite in a forward pass; else, from the end, whose gradient is not."""
+    bad: list[str] = []
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not output.isfinite().all():
+                bad.append(name)
+
+        return hook
+
+    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if bad:
+        return f"the output of {bad[0]}"
+    for name, parameter in reversed(list(model.named_parameters())):
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"the gradient of {name}"
+    return "the loss"
