@@ -23,6 +23,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader, IterableDataset
 
 import vim  # noqa: F401  registers the models
@@ -241,7 +242,9 @@ class Trainer:
                     loss = self.loss(self.model(images), targets) / len(batches)
                 self.accelerator.backward(loss)
             total += loss.detach()
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.get("clip_grad") or math.inf)
+        self.accelerator.unscale_gradients()
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = get_total_norm([parameter.grad for parameter in parameters])
         reduced = self.accelerator.reduce(
             torch.stack([total, torch.tensor(float(self.stop.came), device=total.device)]), "mean"
         )
@@ -249,6 +252,8 @@ class Trainer:
         # under fp16 the scaler skips updates whose gradient overflows, and tries a smaller scale
         finite = math.isfinite(mean) and (self.accelerator.scaler is not None or math.isfinite(float(norm)))
         if finite:
+            if self.options.get("clip_grad"):
+                clip_grads_with_norm_(parameters, self.options.clip_grad, norm)
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update(self.bare_model, step=number)

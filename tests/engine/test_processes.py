@@ -1,0 +1,86 @@
+"""Several processes do together what one does alone."""
+
+import csv
+import os
+import socket
+
+import pytest
+import torch
+
+from tests.engine.test_kills import CONTEXT
+from tests.tiny import FewDigits, tiny_config
+from vim.data.datasets import BUILT_IN
+from vim.engine.launch import adopt_slurm
+from vim.engine.trainer import Trainer
+
+
+def train(rank, world, port, work_dir, options):
+    torch.set_num_threads(1)
+    BUILT_IN["digits"] = FewDigits
+    if world > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in names.items()}
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    Trainer(tiny_config(**options), work_dir).fit()
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+def run(world, work_dir, **options):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [CONTEXT.Process(target=train, args=(i, world, port, work_dir, options)) for i in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * world
+    with (work_dir / "log.csv").open() as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data__batch_size": 8},
+        {"data__batch_size": 4, "train__accumulate": 2},
+        {"data__batch_size": 8, "data__repeats": 3, "train__ema_decay": 0.9},
+    ],
+    ids=["plain", "accumulate", "repeats-ema"],
+)
+def test_two_processes_have_the_losses_of_one(options, tmp_path):
+    alone = run(1, tmp_path / "one", **{**options, "data__batch_size": 2 * options["data__batch_size"]})
+    together = run(2, tmp_path / "two", **options)
+    assert len(alone) == len(together) == 2
+    for one, two in zip(alone, together, strict=True):
+        for key in ("lr", "train_loss", "loss", "top1", "top5"):
+            assert two[key] == pytest.approx(one[key], rel=2e-5), key
+
+
+def test_slurm_says_who_is_who():
+    step = {
+        "SLURM_STEP_ID": "0",
+        "SLURM_NTASKS": "16",
+        "SLURM_PROCID": "9",
+        "SLURM_LOCALID": "1",
+        "SLURM_JOB_ID": "1234567",
+        "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1",
+    }
+    adopt_slurm(step)
+    assert {name: step[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} == {
+        "RANK": "9",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "16",
+        "MASTER_ADDR": "10.0.0.1",
+        "MASTER_PORT": "34567",
+    }
+
+
+@pytest.mark.parametrize(
+    "others", [{}, {"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, {"SLURM_NTASKS": "4", "RANK": "0"}]
+)
+def test_slurm_is_left_alone(others):
+    environment = dict(others)
+    adopt_slurm(environment)
+    assert environment == others
