@@ -78,9 +78,9 @@ def selective_scan(
     combine: str,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`vim.kernels.reference.selective_scan`."""
-    scan = _prepare(u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus, reverse)
+    scan = prepare(u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus, reverse)
     y, state = _forward(scan)
-    y = _combine(_turn(y, reverse), combine)
+    y = add_up(turn(y, reverse), combine)
     if z is not None:
         y = y * F.silu(z.to(y.dtype))
     return y.to(u.dtype), state.transpose(3, 4).flatten(2, 3)
@@ -103,17 +103,17 @@ def selective_scan_backward(
     combine: str,
 ) -> list[Tensor | None]:
     """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, in the state's dtype."""
-    scan = _prepare(u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus, reverse)
+    scan = prepare(u, delta, A, B, C, D, delta_bias, initial_state, delta_softplus, reverse)
     dy, dz = grad_y.to(scan.u.dtype), None
     if z is not None:
         gate = z.to(dy.dtype)
         sigmoid = torch.sigmoid(gate)
-        ungated = _combine(_turn(_forward(scan)[0], reverse), combine)
+        ungated = add_up(turn(_forward(scan)[0], reverse), combine)
         dz = dy * ungated * sigmoid * (1 + gate * (1 - sigmoid))
         dy = dy * gate * sigmoid
     if combine != "none":
         dy = (dy if combine == "sum" else dy / len(reverse)).expand(u.shape)
-    dy = _turn(dy, reverse).unflatten(-1, scan.u.shape[-2:])
+    dy = turn(dy, reverse).unflatten(-1, scan.u.shape[-2:])
 
     starts = []
     state = scan.initial_state
@@ -151,11 +151,11 @@ def selective_scan_backward(
     if delta_softplus:
         ddt *= torch.sigmoid(scan.raw_dt)
     return [
-        _turn(du.flatten(-2), reverse),
-        _turn(ddt.flatten(-2), reverse),
+        turn(du.flatten(-2), reverse),
+        turn(ddt.flatten(-2), reverse),
         dA.squeeze(1).transpose(2, 3).flatten(1, 2),
-        _turn(dB, reverse),
-        _turn(dC, reverse),
+        turn(dB, reverse),
+        turn(dC, reverse),
         dD,
         dz,
         None if delta_bias is None else ddt.sum((0, 2)).flatten(1),
@@ -163,7 +163,7 @@ def selective_scan_backward(
     ]
 
 
-def _prepare(
+def prepare(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -178,7 +178,7 @@ def _prepare(
     dtype = torch.promote_types(u.dtype, torch.float32)
     (b, k, _, d), g, n = u.shape, B.shape[3], A.shape[-1]
     groups = (g, d // g)
-    u, delta, B, C = (_turn(t.to(dtype), reverse) for t in (u, delta, B, C))
+    u, delta, B, C = (turn(t.to(dtype), reverse) for t in (u, delta, B, C))
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype).unsqueeze(1)
     delta = delta.unflatten(-1, groups)
@@ -206,14 +206,15 @@ def _forward(scan: _Scan) -> tuple[Tensor, Tensor]:
     return torch.cat(ys, 2).flatten(-2), state
 
 
-def _turn(x: Tensor, reverse: Sequence[bool]) -> Tensor:
+def turn(x: Tensor, reverse: Sequence[bool]) -> Tensor:
     """(b, k, l, ...): the tokens of the reversed directions in the opposite order."""
     if not any(reverse):
         return x
     return torch.stack([x[:, k].flip(1) if backwards else x[:, k] for k, backwards in enumerate(reverse)], 1)
 
 
-def _combine(y: Tensor, combine: str) -> Tensor:
+def add_up(y: Tensor, combine: str) -> Tensor:
+    """(b, k, l, d), or its directions' sum or mean, (b, 1, l, d)."""
     if combine == "none":
         return y
     return y.sum(1, keepdim=True) if combine == "sum" else y.mean(1, keepdim=True)
@@ -258,8 +259,8 @@ def _linear_scan(decay: Tensor, h: Tensor, state: Tensor, chunk: int, backwards:
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: Sequence[bool]) -> Tensor:
     """See :func:`vim.kernels.reference.causal_conv1d`."""
-    y = _convolve(_turn(x, reverse).to(torch.promote_types(x.dtype, torch.float32)), weight, bias)
-    return _turn(F.silu(y) if silu else y, reverse).to(x.dtype)
+    y = _convolve(turn(x, reverse).to(torch.promote_types(x.dtype, torch.float32)), weight, bias)
+    return turn(F.silu(y) if silu else y, reverse).to(x.dtype)
 
 
 def causal_conv1d_backward(
@@ -267,7 +268,7 @@ def causal_conv1d_backward(
 ) -> list[Tensor | None]:
     """The gradients of x, weight and bias."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    x, dy = (_turn(t.to(dtype), reverse) for t in (x, grad_y))
+    x, dy = (turn(t.to(dtype), reverse) for t in (x, grad_y))
     if silu:
         y = _convolve(x, weight, bias)
         sigmoid = torch.sigmoid(y)
@@ -280,7 +281,7 @@ def causal_conv1d_backward(
             continue
         dx[:, :, : length - back] += dy[:, :, back:] * weight[:, None, :, tap]
         dweight[:, :, tap] = (dy[:, :, back:] * x[:, :, : length - back]).sum((0, 2))
-    return [_turn(dx, reverse), dweight, None if bias is None else dy.sum((0, 2))]
+    return [turn(dx, reverse), dweight, None if bias is None else dy.sum((0, 2))]
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

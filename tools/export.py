@@ -1,0 +1,43 @@
+"""Export a model to torch.export's .pt2 or to ONNX, for any batch size, and compare the file with the model."""
+
+import argparse
+from pathlib import Path
+
+from vim.engine.export import SUFFIXES, build, check_installed, choose_format, export
+from vim.engine.weights import make_folder
+from vim.errors import run
+from vim.kernels.traceable import DECOMPOSITIONS
+
+NOTES = {
+    "torch": "import vim before torch.export.load: it calls the ops of this package",
+    "onnx": "standard ONNX operators: it needs neither this package nor PyTorch",
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="a timm name of this package, such as vim_tiny, or local-dir:FOLDER")
+    parser.add_argument("out", type=Path, help="the file to write: .pt2 or .onnx")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights of the published layout")
+    parser.add_argument("--format", choices=SUFFIXES.values(), help="of the file (default: by its suffix)")
+    parser.add_argument("--img-size", type=int, metavar="N", help="height and width in pixels (default: the model's)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    format = arguments.format or choose_format(arguments.out)
+    check_installed(format)
+    make_folder(arguments.out.parent)
+    model = build(arguments.model, checkpoint=arguments.checkpoint, img_size=arguments.img_size)
+    if not arguments.checkpoint and ":" not in arguments.model:
+        print(f"{arguments.model} has random weights: name trained ones with --checkpoint")
+    differences = export(model, arguments.out, format=format, decompositions=DECOMPOSITIONS)
+    print("the greatest difference from the model, on random images:")
+    for found in differences:
+        print(f"  batch size {found.batch_size}: {found.absolute:.1e}, {found.relative:.1e} of the greatest output")
+    print(f"{arguments.out}, {arguments.out.stat().st_size / 1e6:.1f} MB: {NOTES[format]}")
+
+
+if __name__ == "__main__":
+    run(main)

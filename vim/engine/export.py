@@ -1,0 +1,198 @@
+"""Models as files for other programs: torch.export's .pt2, and ONNX. Both take any number of images at a time.
+
+A .pt2 file calls the ops of this package, as fast as here: `import vim` before `torch.export.load`. An ONNX file holds
+standard operators only; each selective scan is a `Scan`, whose size does not depend on the number of tokens.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import vim  # noqa: F401  registers the models and the ops
+from vim.data import input_options
+from vim.engine.weights import load_published
+from vim.errors import UserError, describe
+
+Format = Literal["torch", "onnx"]
+
+SUFFIXES: dict[str, Format] = {".pt2": "torch", ".onnx": "onnx"}
+TOLERANCE = 1e-4  # rounding gives about 1e-6, a direction that is not reversed 1e-2
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass
+class Difference:
+    """The greatest difference between two outputs for a batch, and its ratio to the greatest output."""
+
+    batch_size: int
+    absolute: float
+    relative: float
+
+
+def build(name: str, *, checkpoint: Path | None = None, img_size: int | None = None) -> nn.Module:
+    """A model of this package in evaluation mode.
+
+    Args:
+        name: a timm name, such as vim_tiny, or local-dir:FOLDER, which has weights.
+        checkpoint: weights of the published layout; without them a registered name has random ones.
+        img_size: height and width in pixels; the model's own if None.
+
+    Raises:
+        UserError: no such model here, weights that are not the model's, or a size it does not take.
+    """
+    model: Any = load_published(name, checkpoint) if checkpoint else _create(name)
+    if img_size is not None:
+        try:
+            model.set_input_size(img_size)
+        except ValueError as error:
+            raise UserError(f"{name} does not take images of {img_size} pixels: {error}") from error
+    return model.eval()
+
+
+def _create(name: str) -> nn.Module:
+    try:
+        model = timm.create_model(name, pretrained=":" in name)
+    except Exception as error:  # timm and the models raise many kinds
+        raise UserError(f"cannot build {name}: {describe(error)}") from error
+    if not type(model).__module__.startswith("vim."):
+        raise UserError(f"{name} is timm's: expected a model of this package, such as vim_tiny")
+    return model
+
+
+def choose_format(path: Path) -> Format:
+    """The format that a file's name asks for.
+
+    Raises:
+        UserError: none is known by that suffix.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"the file must end in {' or '.join(SUFFIXES)}, got {path}: rename it, or set --format")
+    return SUFFIXES[path.suffix]
+
+
+def check_installed(format: Format) -> None:
+    """Raise UserError if a format needs packages that are not there."""
+    missing = [name for name in _NEEDED if format == "onnx" and importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'vim-zoo[export]'")
+
+
+def export(
+    model: nn.Module,
+    path: Path,
+    *,
+    format: Format,
+    decompositions: Mapping[Any, Callable[..., Any]],
+    batch_sizes: tuple[int, ...] = (1, 2, 3),
+) -> list[Difference]:
+    """Write a model, load the file, and compare it with the model on random images. A failure leaves no file.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        decompositions: for ONNX, what stands for each op of this package: `vim.kernels.traceable.DECOMPOSITIONS`.
+
+    Returns:
+        a difference for each batch size.
+
+    Raises:
+        UserError: the file cannot be written, or a difference is above :data:`TOLERANCE`.
+    """
+    with _written_whole(path) as beside:
+        program = _trace(model)
+        if format == "torch":
+            with beside.open("wb") as file:
+                torch.export.save(program, file)
+        else:
+            _save_onnx(program, beside, decompositions)
+        run = load_torch(beside) if format == "torch" else load_onnx(beside)
+        return [_compare(model, run, batch_size) for batch_size in batch_sizes]
+
+
+def load_torch(path: Path) -> Callable[[Tensor], Tensor]:
+    """What a .pt2 file computes."""
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    """What an ONNX file computes in ONNX Runtime, on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A file beside the one wanted, which takes its name in the end, or goes."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file in it")
+    beside = path.with_name(f"{path.name}.part")
+    try:
+        yield beside
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): name another file") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _trace(model: nn.Module) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch")
+    return torch.export.export(model, (_random_images(model, 2),), dynamic_shapes=({0: batch},))
+
+
+@torch.no_grad()
+def _save_onnx(
+    program: torch.export.ExportedProgram, path: Path, decompositions: Mapping[Any, Callable[..., Any]]
+) -> None:
+    from onnx_ir import passes
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    exported = torch.onnx.export(
+        program.run_decompositions(dict(decompositions)),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: "batch"},),
+        optimize=False,  # takes minutes: the square of the nodes. ONNX Runtime does the same when it loads the file
+        verbose=False,
+    )
+    assert exported is not None
+    optimizer.inline(exported.model)
+    optimizer.fold_constants(exported.model)
+    passes.Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.ClearMetadataAndDocStringPass(),  # a stack trace for each node
+    )(exported.model)
+    assert {node.domain for node in exported.model.graph.all_nodes()} == {""}, "only standard operators"
+    exported.save(path, external_data=False)
+
+
+@torch.no_grad()
+def _compare(model: nn.Module, run: Callable[[Tensor], Tensor], batch_size: int) -> Difference:
+    images = _random_images(model, batch_size)
+    want, got = model(images), run(images)
+    absolute = (got - want).abs().max().item()
+    relative = absolute / want.abs().max().item()
+    if not relative <= TOLERANCE:  # nan is not
+        raise UserError(
+            f"the exported {type(model).__name__} differs from the model by {relative:.1e} of the greatest output at "
+            f"batch size {batch_size}: at most {TOLERANCE:.0e} expected, nothing is kept"
+        )
+    return Difference(batch_size, absolute, relative)
+
+
+def _random_images(model: nn.Module, batch_size: int) -> Tensor:
+    draw = torch.Generator().manual_seed(batch_size)
+    return torch.randn(batch_size, *input_options(model)["input_size"], generator=draw)
