@@ -10,7 +10,7 @@ import torch
 from tests.engine.test_kills import CONTEXT
 from tests.tiny import FewDigits, tiny_config
 from vim.data.datasets import BUILT_IN
-from vim.engine.launch import adopt_slurm
+from vim.engine.launch import join_processes
 from vim.engine.trainer import Trainer
 
 
@@ -20,7 +20,6 @@ def train(rank, world, port, work_dir, options):
     if world > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in names.items()}
-        os.environ["ACCELERATE_USE_CPU"] = "true"
     Trainer(tiny_config(**options), work_dir).fit()
     if world > 1:
         torch.distributed.destroy_process_group()
@@ -67,7 +66,7 @@ def test_slurm_says_who_is_who():
         "SLURM_JOB_ID": "1234567",
         "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1",
     }
-    adopt_slurm(step)
+    join_processes(step)
     assert {name: step[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} == {
         "RANK": "9",
         "LOCAL_RANK": "1",
@@ -82,5 +81,5 @@ def test_slurm_says_who_is_who():
 )
 def test_slurm_is_left_alone(others):
     environment = dict(others)
-    adopt_slurm(environment)
+    join_processes(environment)
     assert environment == others

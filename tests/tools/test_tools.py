@@ -1,4 +1,5 @@
 import argparse
+import csv
 import importlib.util
 import re
 import shlex
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 from tests.tiny import DIGITS, FOLDER, ROOT, WORDS, few_digits, write_folder, write_image, write_truncated
 from vim.errors import UserError, run
@@ -152,12 +155,76 @@ def test_an_unreadable_image_in_training(num_workers, call, tmp_path):
     assert errors.count(f"left out: cannot read {path} as an image") == 1
 
 
+def results(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_over_sizes(trained, call, tmp_path, monkeypatch):
+    few_digits(monkeypatch)
+    work_dir = tmp_path / "run"
+    words = [DIGITS, trained[0] / "best.pth", "--work-dir", work_dir, "--raw"]
+    first = call("test", *words, "--img-size", 32, 64)
+    second = call("test", *words, "--img-size", 32, "--csv", work_dir / "results.csv")
+    assert (first[0], first[2], second[0], second[2]) == (0, "", 0, "")
+    rows = results(work_dir / "results.csv")
+    assert [row["img_size"] for row in rows] == ["32", "64", "32"]
+    assert (rows[0]["loss"], rows[0]["top1"]) == (rows[2]["loss"], rows[2]["top1"])
+    assert rows[0]["loss"] != rows[1]["loss"]
+    assert {(row["images"], row["weights"], row["labels"], row["config"]) for row in rows} == {
+        ("64", "raw", "none", str(DIGITS))
+    }
+    names = ["classes_test_32.csv", "classes_test_64.csv", "confusion_test_32.png", "confusion_test_64.png"]
+    assert sorted(path.name for path in work_dir.iterdir()) == [*names, "results.csv", "sizes_test.png"]
+    shares = [float(row["top1"]) * int(row["count"]) for row in results(work_dir / "classes_test_64.csv")]
+    assert sum(shares) == pytest.approx(64 * float(rows[1]["top1"]))
+
+
+def test_published_weights_and_an_unreadable_image(call, tmp_path):
+    root = write_folder(tmp_path / "data", val=["a", "b", "c"])
+    broken = write_truncated(root / "val/b/1.png")
+    model = timm.create_model("test_vim", num_classes=3)
+    torch.save({"model_ema": model.state_dict()}, tmp_path / "a.pth")
+    options = ["--cfg-options", f"data.root={root}", "data.num_workers=0"]
+    words = ["--model", "test_vim", "--ema", "--work-dir", tmp_path / "run", *options]
+    status, output, errors = call("test", FOLDER, tmp_path / "a.pth", *words)
+    assert (status, errors) == (0, "")
+    assert output.startswith("64 pixels, 11 images, 1 more cannot be read; in ")
+    assert str(broken) in (tmp_path / "run/unreadable_test.txt").read_text()
+    (row,) = results(tmp_path / "run/results.csv")
+    assert (row["weights"], row["images"], row["unreadable"]) == ("ema", "11", "1")
+
+
+def test_two_processes_find_what_one_does(trained, call, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # without, and without a GPU, accelerate lets each run alone
+    root = write_folder(tmp_path / "data", val=list("0123456789"), count=3)
+    write_truncated(root / "val/1/2.png")
+    words = [FOLDER, trained[0] / "best.pth"]
+    options = ["--cfg-options", f"data.root={root}", "data.num_workers=0", "data.batch_size=4"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = start(*launch, "tools/test.py", *words, "--work-dir", tmp_path / "two", *options)
+    assert process.returncode == 0, process.stderr
+    assert call("test", *words, "--work-dir", tmp_path / "one", *options)[0] == 0
+    (two,), (one,) = (results(tmp_path / f"{name}/results.csv") for name in ("two", "one"))
+    assert float(two["loss"]) == pytest.approx(float(one["loss"]), rel=1e-5)
+    for key in ("images", "unreadable", "top1", "top5"):
+        assert two[key] == one[key]
+    for name in ("classes_test.csv", "unreadable_test.txt"):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
+
+
 def test_mistakes_in_testing(call, trained, tmp_path):
     best, work_dir = trained[0] / "best.pth", ["--work-dir", tmp_path / "run"]
     assert_told(call("test", DIGITS, tmp_path / "nothing.pth", *work_dir), "no such checkpoint")
     root = write_folder(tmp_path / "data")
     result = call("test", FOLDER, best, *work_dir, "--cfg-options", f"data.root={root}")
     assert_told(result, "trained on other classes .* than the config's data has")
+    assert_told(call("test", DIGITS, best, *work_dir, "--labels", "v2"), "best.pth has 10")
+    assert_told(call("test", DIGITS, best, *work_dir, "--img-size", 64, 4), "--img-size 4 does not fit the model")
+    assert_told(call("test", DIGITS, best, *work_dir, "--ema"), "holds no running average")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "other.csv").write_text("a,b\n")
+    assert_told(call("test", DIGITS, best, *work_dir, "--csv", tmp_path / "other.csv"), "other.csv has other columns")
 
 
 def test_mistakes_in_predicting(call, trained, tmp_path):

@@ -3,8 +3,17 @@
 import os
 from collections.abc import MutableMapping
 
+import torch
 
-def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
+
+def join_processes(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Say in the environment what accelerate must know to find the other processes of this run."""
+    _adopt_slurm(environment)
+    if int(environment.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        environment.setdefault("ACCELERATE_USE_CPU", "true")  # else each process would take itself for the only one
+
+
+def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
     """Give PyTorch the names it expects for what SLURM says, in a job step of several tasks."""
     if "RANK" in environment or int(environment.get("SLURM_NTASKS", "1")) < 2 or "SLURM_STEP_ID" not in environment:
         return

@@ -31,7 +31,7 @@ from vim.data import Batch, Share, build_datasets, create_loader, eval_transform
 from vim.engine.config import reading, write_config
 from vim.engine.evaluate import Evaluation, evaluate
 from vim.engine.guards import StopRequest, advice, first_bad_layer
-from vim.engine.launch import adopt_slurm
+from vim.engine.launch import join_processes
 from vim.engine.log import (
     Bar,
     Trackers,
@@ -108,7 +108,7 @@ class Trainer:
 
     def __init__(self, config: Config, work_dir: Path, resume: Path | None = None) -> None:
         self.config, self.work_dir, self.options = config, work_dir, config.train
-        adopt_slurm()
+        join_processes()
         self.accelerator = Accelerator(mixed_precision=self.options.get("amp") or "no")
         share = Share(self.accelerator.process_index, self.accelerator.num_processes)
         seed_all(self.options.seed)
