@@ -96,7 +96,7 @@ def class_names(dataset: Any) -> list[str] | None:
     if hasattr(dataset, "classes"):
         return list(dataset.classes)
     reader = getattr(getattr(dataset, "dataset", dataset), "reader", None)
-    to_index = getattr(reader, "class_to_idx", None)
+    to_index = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
     if to_index:
         return [str(name) for name in sorted(to_index, key=to_index.get)]
     return None

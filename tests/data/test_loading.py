@@ -1,0 +1,178 @@
+import io
+import tarfile
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny import write_folder, write_image, write_truncated
+from vim.data import IGNORED, Digits, Share, build_datasets, create_loader, part
+from vim.data.datasets import TimmImages
+from vim.errors import UserError
+
+
+def to_tensor(image):
+    """The image's mean, and a random number."""
+    return torch.tensor([sum(image.convert("L").tobytes()), torch.rand((), dtype=torch.float64)], dtype=torch.float64)
+
+
+def load(dataset, *, num_workers=0, share=Share(), repeats=1, epoch=0, start=0, is_training=True, batch_size=8):  # noqa: B008
+    loader = create_loader(
+        dataset,
+        to_tensor,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        seed=0,
+        share=share,
+        is_training=is_training,
+        repeats=repeats,
+    )
+    if is_training:
+        loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start
+    return list(loader)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits(train=False)
+
+
+def rows(batches):
+    return sorted(tuple(row) for batch in batches for row in batch.images.tolist())
+
+
+def test_workers_change_nothing(digits):
+    for one, other in zip(load(digits), load(digits, num_workers=3), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_an_epoch_goes_on_from_its_middle(digits):
+    for one, other in zip(load(digits, epoch=3)[17:], load(digits, epoch=3, start=17), strict=True):
+        assert torch.equal(one.images, other.images)
+
+
+def test_epochs_differ_in_order_and_in_preparation(digits):
+    one, other = load(digits, epoch=0), load(digits, epoch=1)
+    assert not torch.equal(torch.cat([b.images[:, 0] for b in one]), torch.cat([b.images[:, 0] for b in other]))
+    assert not {row[1] for row in rows(one)} & {row[1] for row in rows(other)}
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_each_step(digits, world, repeats):
+    alone = load(digits, batch_size=world * 4, repeats=repeats)
+    parts = [load(digits, batch_size=4, share=Share(rank, world), repeats=repeats) for rank in range(world)]
+    assert [len(part) for part in parts] == [len(alone)] * world
+    for step, whole in enumerate(alone):
+        assert rows([whole]) == rows([part[step] for part in parts])
+
+
+def test_repeats_are_prepared_anew_and_make_no_epoch_longer(digits):
+    batches = load(digits, repeats=3, batch_size=3)
+    assert len(batches) == 256 // 3  # of 360 images
+    for batch in batches:
+        assert len(set(batch.images[:, 0].tolist())) == 1  # one image, three times
+        assert len(set(batch.images[:, 1].tolist())) == 3
+
+
+@pytest.mark.parametrize("world", [1, 2, 7])
+def test_evaluation_sees_every_image_once(digits, world):
+    parts = [load(digits, is_training=False, share=Share(rank, world), batch_size=50) for rank in range(world)]
+    assert len({len(part) for part in parts}) == 1
+    labels = torch.cat([batch.labels for part in parts for batch in part])
+    assert sorted(labels[labels != IGNORED].tolist()) == sorted(digits.labels)
+
+
+def test_what_cannot_be_read_is_replaced_in_training_and_left_out_in_evaluation(tmp_path):
+    root = write_folder(tmp_path)
+    bad = write_truncated(root / "train/cat/0.png")
+    write_truncated(root / "val/cat/0.png")
+    splits = build_datasets({"dataset": "folder", "root": root})
+    batches = load(splits.train)
+    assert [len(batch.labels) for batch in batches] == [8]
+    assert [line.startswith(f"cannot read {bad}") for batch in batches for line in batch.unreadable] == [True]
+    (batch,) = load(splits.held_out, is_training=False)
+    assert batch.labels.tolist() == [IGNORED, 0, 0, 0, 1, 1, 1, 1]
+    assert len(batch.unreadable) == 1
+
+
+def test_nothing_can_be_read(tmp_path):
+    root = write_folder(tmp_path, count=2)
+    for path in root.glob("train/*/*"):
+        write_truncated(path)
+    with pytest.raises(UserError, match="4 images in a row cannot be read: cannot read"):
+        load(build_datasets({"dataset": "folder", "root": root}).train, batch_size=2)
+
+
+def add(archive, name, data):
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
+def test_images_in_tar_files(tmp_path):
+    root = write_folder(tmp_path / "images")
+    bad = write_truncated(root / "train/dog/2.png")
+    for name in ("train", "val"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            archive.add(root / name, ".")
+    splits = build_datasets({"dataset": "tar", "root": tmp_path})
+    assert isinstance(splits.train, TimmImages)
+    assert splits.classes == ["cat", "dog"]
+    batches = load(splits.train)
+    assert sorted(torch.cat([batch.labels for batch in batches]).tolist()).count(0) >= 4
+    assert [bad.name in line for batch in batches for line in batch.unreadable] == [True]
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Four WebDataset shards of eight images."""
+    pytest.importorskip("webdataset")
+    image = write_image(tmp_path / "a.jpg").read_bytes()
+    for number in range(4):
+        with tarfile.open(tmp_path / f"in-train-{number}.tar", "w") as archive:
+            for i in range(8):
+                add(archive, f"{number}{i}.jpg", image)
+                add(archive, f"{number}{i}.cls", str(i % 2).encode())
+    return tmp_path
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_is_the_same_each_time(shards, num_workers):
+    def stream(epoch):
+        data = {"dataset": "wds/in", "root": shards, "train_options": {"split": "in-train-{0..3}.tar|32"}}
+        loader = create_loader(
+            part(data, "train", "RGB"),
+            to_tensor,
+            batch_size=8,
+            num_workers=num_workers,
+            seed=0,
+            share=Share(),
+            is_training=True,
+        )
+        loader.dataset.epoch = epoch
+        return [batch.images for batch in loader]
+
+    one, again, other = stream(0), stream(0), stream(1)
+    assert len(one) == len(again) > 0
+    for a, b in zip(one, again, strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(torch.cat(one), torch.cat(other))
+
+
+def test_a_hugging_face_data_set(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    images = [Image.new("RGB", (10, 10), (i, 0, 0)) for i in range(16)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    table = datasets.Dataset.from_dict({"image": images, "label": [i % 2 for i in range(16)]}, features=features)
+    table.to_parquet(tmp_path / "train.parquet")
+    data = {"dataset": f"hfds/{tmp_path}", "train_options": {"split": "train"}, "val_options": {"split": "train"}}
+    splits = build_datasets(data)
+    assert len(splits.train) == 16
+    assert len(load(splits.train)) == 2
+
+
+def test_a_data_set_that_does_not_exist(tmp_path):
+    with pytest.raises(UserError, match=r"cannot open the data set .*train.tar \(train\): "):
+        build_datasets({"dataset": "tar", "root": tmp_path})
