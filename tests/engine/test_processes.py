@@ -6,30 +6,50 @@ import socket
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from tests.engine.test_kills import CONTEXT
 from tests.tiny import FewDigits, tiny_config
 from vim.data.datasets import BUILT_IN
 from vim.engine.launch import join_processes
 from vim.engine.trainer import Trainer
+from vim.engine.weights import find_last
 
 
-def train(rank, world, port, work_dir, options):
+def shard(self, model, optimizer):
+    """What accelerate does for FSDP, which it does on GPUs only."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
+    mesh = init_device_mesh("cpu", (self.num_processes,))
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    parameters = dict(model.named_parameters())
+    optimizer.param_groups = [{**group, "params": [parameters[n] for n in group["params"]]} for group in groups]
+    return model, AcceleratedOptimizer(optimizer)
+
+
+def train(rank, world, port, work_dir, options, sharded):
     torch.set_num_threads(1)
     BUILT_IN["digits"] = FewDigits
     if world > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in names.items()}
-    Trainer(tiny_config(**options), work_dir).fit()
+    if sharded:
+        Accelerator.prepare = shard
+    Trainer(tiny_config(**options), work_dir, find_last(work_dir)).fit()
     if world > 1:
         torch.distributed.destroy_process_group()
 
 
-def run(world, work_dir, **options):
+def run(world, work_dir, *, sharded=False, **options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [CONTEXT.Process(target=train, args=(i, world, port, work_dir, options)) for i in range(world)]
+    processes = [CONTEXT.Process(target=train, args=(i, world, port, work_dir, options, sharded)) for i in range(world)]
     for process in processes:
         process.start()
     for process in processes:
@@ -55,6 +75,20 @@ def test_two_processes_have_the_losses_of_one(options, tmp_path):
     for one, two in zip(alone, together, strict=True):
         for key in ("lr", "train_loss", "loss", "top1", "top5"):
             assert two[key] == pytest.approx(one[key], rel=2e-5), key
+
+
+def test_a_model_spread_over_processes(tmp_path):
+    """FSDP has the losses of one process, and either goes on with what the other has saved."""
+    together = run(2, tmp_path / "together", sharded=True, data__batch_size=8)
+    alone = run(1, tmp_path / "alone", data__batch_size=16)
+    for first, second in (("one", "two"), ("two", "one")):
+        for name, epochs in ((first, 1), (second, 2)):
+            world = {"one": 1, "two": 2}[name]
+            options = {"data__batch_size": 16 // world, "schedule__num_epochs": epochs}
+            rows = run(world, tmp_path / first, sharded=name == "two", **options)
+        (together if first == "two" else alone).extend(rows)
+    for one, two in zip(alone, together, strict=True):
+        assert two == pytest.approx(one, rel=2e-5)
 
 
 def test_slurm_says_who_is_who():

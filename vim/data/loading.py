@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from vim.errors import UserError
 
 IGNORED = -1  # the label of what is not to be counted: padding, an image that cannot be read
+PADDING = -1  # the repeat of a key that is there to make batches equally long
 
 
 class Key(NamedTuple):
@@ -64,8 +65,6 @@ class Prepared(Dataset[Any]):
         self.dataset, self.transform, self.seed, self.substitute = dataset, transform, seed, substitute
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, list[str]]:
-        if key.image < 0:
-            return self._nothing([])
         unreadable = []
         for offset in range(min(len(self.dataset), 100) if self.substitute else 1):
             index = (key.image + offset) % len(self.dataset)
@@ -74,14 +73,11 @@ class Prepared(Dataset[Any]):
             except UserError as error:
                 unreadable.append(str(error))
                 continue
-            seed_all(self.seed, key.epoch, index, key.repeat)
-            return self.transform(image), label, unreadable
+            seed_all(self.seed, key.epoch, index, max(key.repeat, 0))
+            return self.transform(image), IGNORED if key.repeat == PADDING else label, unreadable
         if self.substitute:
             raise UserError(f"{len(unreadable)} images in a row cannot be read: {unreadable[0]}")
-        return self._nothing(unreadable)
-
-    def _nothing(self, unreadable: list[str]) -> tuple[Tensor, int, list[str]]:
-        return torch.empty(0), IGNORED, unreadable
+        return torch.empty(0), IGNORED, [] if key.repeat == PADDING else unreadable
 
 
 class PreparedStream(IterableDataset[Any]):
@@ -147,7 +143,7 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[list[Key]]:
         own = range(self.share.rank, -(-self.count // self.share.world) * self.share.world, self.share.world)
-        keys = [Key(0, index if index < self.count else -1, 0) for index in own]
+        keys = [Key(0, i, 0) if i < self.count else Key(0, i % self.count, PADDING) for i in own]
         yield from (keys[i : i + self.batch_size] for i in range(0, len(keys), self.batch_size))
 
 

@@ -78,15 +78,17 @@ def evaluate(
     kept = None if outputs is None else outputs.to(device)
     for images, labels, lines in loader:
         unreadable += lines
+        if not images.numel():  # none can be read
+            continue
         counted = labels != IGNORED
+        with accelerator.autocast():
+            logits = model(images.to(device, non_blocking=True))[counted.to(device)]
         if not counted.any():
             continue
         labels = labels[counted]
         right = labels.unsqueeze(1) if accepted is None else accepted[labels]  # (b, most)
         if int(right.max()) >= num_classes:
             raise UserError(f"an image is labelled {int(right.max())}: expected 0 to {num_classes - 1}, the classes")
-        with accelerator.autocast():
-            logits = model(images[counted].to(device, non_blocking=True))
         logits, right = logits.float(), right.to(device)
         logits = logits if kept is None else logits[:, kept]
         log_probs = logits.log_softmax(1).gather(1, right.clamp(min=0)).masked_fill(right == IGNORED, -torch.inf)

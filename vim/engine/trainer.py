@@ -15,7 +15,7 @@ from typing import Any
 
 import timm
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from mmengine.config import Config
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -23,10 +23,13 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader, IterableDataset
 
 import vim  # noqa: F401  registers the models
+from vim.checkpoints import check_fit
 from vim.data import Batch, Share, build_datasets, create_loader, eval_transform, image_mode, seed_all, train_transform
 from vim.engine.config import reading, write_config
 from vim.engine.evaluate import Evaluation, evaluate
@@ -44,6 +47,8 @@ from vim.engine.log import (
 )
 from vim.engine.weights import link_atomically, load_weights, make_folder, read_trained, save_last
 from vim.errors import UserError
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # also of a model spread over processes
 
 _logger = logging.getLogger(__name__)
 
@@ -133,7 +138,7 @@ class Trainer:
             model.set_grad_checkpointing()
         if self.options.get("compile"):
             model.compile()
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = self._spread(model, optimizer)
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
         if config.schedule.get("sched") == "plateau":
@@ -149,6 +154,15 @@ class Trainer:
         self.stop = StopRequest()
         if resume is not None:
             self._resume(resume)
+
+    def _spread(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+        """The two as accelerate is configured: DDP, FSDP, or as they are."""
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            if not self.accelerator.is_fsdp2:
+                raise UserError("FSDP must be of version 2: set fsdp_version: 2 in accelerate's config")
+            if self.ema is not None:
+                raise UserError("train.ema_decay and FSDP do not go together: use DDP, or set train.ema_decay=None")
+        return self.accelerator.prepare(model, optimizer)
 
     def _build_loss(self) -> None:
         smoothing = self.options.get("smoothing") or 0.0
@@ -245,6 +259,7 @@ class Trainer:
         self.accelerator.unscale_gradients()
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = get_total_norm([parameter.grad for parameter in parameters])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         reduced = self.accelerator.reduce(
             torch.stack([total, torch.tensor(float(self.stop.came), device=total.device)]), "mean"
         )
@@ -332,7 +347,7 @@ class Trainer:
         return last
 
     def _state(self) -> dict[str, Any]:
-        model = self.accelerator.get_state_dict(self.model)
+        model, optimizer = get_state_dict(self.model, self.optimizer.optimizer, options=WHOLE)
         return {
             "model": model if self.ema is None else self.ema.module.state_dict(),  # the weights to use
             "meta": {
@@ -342,7 +357,7 @@ class Trainer:
             },
             "training": {
                 "model": model,
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
                 "rows": self.rows,
                 "position": asdict(self.at),
@@ -356,7 +371,7 @@ class Trainer:
         if "training" not in state:
             raise UserError(f"{path} holds weights only, not a run to go on with")
         training = state["training"]
-        load_weights(self.bare_model, training["model"], path)
+        check_fit(training["model"], self.bare_model, path)
         if self.ema is not None:
             load_weights(self.ema.module, state["model"], path)
         if state["meta"]["classes"] != self.classes:
@@ -369,7 +384,8 @@ class Trainer:
             raise UserError(
                 f"{path} was trained with another optimizer: resume with the same optimizer.opt and weight_decay"
             )
-        self.optimizer.load_state_dict(training["optimizer"])
+        states = {"model_state_dict": training["model"], "optim_state_dict": training["optimizer"]}
+        set_state_dict(self.model, self.optimizer.optimizer, **states, options=WHOLE)
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(training["scaler"])
         self.rows, self.at = training["rows"], Position(**training["position"])
