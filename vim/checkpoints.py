@@ -3,6 +3,8 @@
 import argparse
 import logging
 import math
+import pickletools
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,13 @@ PREFIXES = ("module.", "backbone.", "encoder.", "_orig_mod.")
 UNUSED = ("rope.", "distill_head.", "clip_decoder.", "clip_teacher.")
 FIRST_CONV = "patch_embed.proj.weight"
 HEAD = ("head.weight", "head.bias")
+# of what torch's own reader lets a file call, the part that needs no more memory than the file
+HARMLESS = re.compile(
+    r"argparse\.Namespace|collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.(set|complex)"
+    r"|torch\.(Size|device|\w+Storage|bool|u?int\d+|b?float\d+|complex\d+)"
+    r"|torch\._utils\._rebuild_(tensor_v2|parameter)"
+)
+MOST_TUPLES = 100_000  # a tensor takes about four; a million in one another crash the interpreter
 
 _logger = logging.getLogger(__name__)
 
@@ -65,47 +74,57 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        _refuse_bombs(path)
+        _inspect(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # the training code's options
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # torch raises many kinds, with advice to load unsafely
-        raise UserError(f"cannot read {path} as a checkpoint: {_reason(path, error)}") from error
+        reason = describe(error).rpartition("WeightsUnpickler error: ")[2].partition("In PyTorch ")[0].strip()
+        raise UserError(
+            f"cannot read {path} as a checkpoint: it is damaged, or not what safetensors or torch.save wrote "
+            f"({reason.splitlines()[0][:120] if reason else type(error).__name__})"
+        ) from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is not a checkpoint: expected a dict of tensors, got {type(checkpoint).__name__}")
     return checkpoint
 
 
-def _refuse_bombs(path: Path) -> None:
-    """torch.save compresses nothing, so no honest file unpacks to more than its size."""
+def _inspect(path: Path) -> None:
+    """Refuse what torch's reader would run out of memory or crash on, or take damaged; name what it would not call."""
     if not zipfile.is_zipfile(path):
-        return
+        raise UserError(
+            f"cannot read {path} as a checkpoint: expected safetensors, or what torch.save writes since PyTorch 1.6"
+        )
     with zipfile.ZipFile(path) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())
-    if unpacked > path.stat().st_size:
-        raise UserError(f"{path} is not a checkpoint: its {path.stat().st_size} bytes would unpack to {unpacked}")
-
-
-def _reason(path: Path, error: Exception) -> str:
-    """Why a file was refused, without torch's advice to load it unsafely."""
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not even that can be read
-        names = []
-    unsafe = sorted(set(names) - {"argparse.Namespace"})
-    if unsafe:
-        return f"it holds {', '.join(unsafe)}, which is neither a tensor nor a plain value; nothing of it was run"
-    return f"it is damaged, or not what safetensors or torch.save wrote ({describe(error).splitlines()[0][:120]})"
+        members = archive.infolist()
+        unpacked = sum(member.file_size for member in members)
+        if unpacked > path.stat().st_size:  # torch.save compresses nothing
+            raise UserError(f"{path} is not a checkpoint: its {path.stat().st_size} bytes would unpack to {unpacked}")
+        if not any(member.CRC for member in members):  # torch.save can leave checksums out; then none are looked at
+            for member in members:
+                del member.CRC
+        damaged = archive.testzip()
+        if damaged:
+            raise UserError(f"{path} is damaged: {damaged} in it does not match its checksum")
+        pickles = [archive.read(member) for member in members if member.filename.endswith("data.pkl")]
+    opcodes = [(code.name, argument) for pickle in pickles for code, argument, _ in pickletools.genops(pickle)]
+    for name in (str(argument).replace(" ", ".") for code, argument in opcodes if code == "GLOBAL"):
+        if not HARMLESS.fullmatch(name):
+            raise UserError(
+                f"cannot read {path} as a checkpoint: it calls {name!a}, "
+                "which no dense tensor or plain value needs; nothing of it was run"
+            )
+    if sum("TUPLE" in code for code, _ in opcodes) > MOST_TUPLES:
+        raise UserError(f"{path} is not a checkpoint: it holds more than {MOST_TUPLES} tuples")
 
 
 def adapt(checkpoint: dict[str, Any], model: Any, source: str | Path, *, use_ema: bool = False) -> dict[str, Tensor]:
     """The state dict for a model out of what :func:`read_checkpoint` read; see :func:`load_pretrained`."""
     weights = rename(checkpoint, source, use_ema=use_ema)
-    _check_tensors(weights, source)
     _choose_head(weights, model, source)
     _adapt_channels(weights, model)
-    _resize_table(weights, model, source)
+    _resize_table(weights, model)
     check_fit(weights, model, source)
     return weights
 
@@ -114,7 +133,7 @@ def rename(checkpoint: dict[str, Any], source: str | Path, *, use_ema: bool = Fa
     """The state dict in a checkpoint, without wrappers and prefixes, under our names.
 
     Raises:
-        UserError: there is no running average, and it is asked for.
+        UserError: there is no running average, and it is asked for; or what is no dense floating-point tensor.
     """
     for key in EMA_WRAPPERS if use_ema else WRAPPERS:
         if isinstance(checkpoint.get(key), dict):
@@ -122,24 +141,34 @@ def rename(checkpoint: dict[str, Any], source: str | Path, *, use_ema: bool = Fa
     if use_ema:
         raise UserError(f"{source} holds no running average of the weights: expected {' or '.join(EMA_WRAPPERS)}")
     weights = {str(key): value for key, value in checkpoint.items()}
-    for prefix in PREFIXES:
-        if weights and all(key.startswith(prefix) for key in weights):
-            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    weights = {key: value for key, value in weights.items() if not key.startswith(UNUSED)}
+    prefix: str | None = ""
+    while prefix is not None:
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+        weights = {key: value for key, value in weights.items() if not key.startswith(UNUSED)}
+        shared = (prefix for prefix in PREFIXES if weights and all(key.startswith(prefix) for key in weights))
+        prefix = next(shared, None)
     if "norm.weight" in weights and "norm_f.weight" not in weights:  # masked pre-training calls it so
         weights["norm_f.weight"] = weights.pop("norm.weight")
+    _check_tensors(weights, source)
     return weights
 
 
-def _check_tensors(weights: dict[str, Any], source: str | Path) -> None:
+def _check_tensors(weights: Mapping[str, Any], source: str | Path) -> None:
+    if not isinstance(weights, Mapping):
+        raise UserError(f"{source} holds no state dict: expected a dict of tensors, got {type(weights).__name__}")
     for key, value in weights.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{source} holds no state dict: {key} is a {type(value).__name__}, not a tensor")
         dense = value.layout == torch.strided and not value.is_meta and value.is_floating_point()
         if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise UserError(
-                f"{source} has {key} as {value.dtype}, {value.layout}, on {value.device}, stride {value.stride()}: "
-                f"expected the numbers of a floating-point tensor of shape {tuple(value.shape)}"
+                f"{source} has {key} as {value.dtype}, {value.layout}, on {value.device}: "
+                f"expected all numbers of a floating-point tensor of shape {tuple(value.shape)}"
+            )
+        if key == HEAD[0] and (value.dim() != 2 or not value.numel()):  # a model is built with as many classes
+            shape = tuple(value.shape)
+            raise UserError(
+                f"{source} is of another model: {key} is {shape} there and (classes, features) in the model"
             )
 
 
@@ -162,28 +191,24 @@ def _adapt_channels(weights: dict[str, Tensor], model: Any) -> None:
         weights[FIRST_CONV] = adapt_input_conv(model.in_chans, weight)
 
 
-def _resize_table(weights: dict[str, Tensor], model: Any, source: str | Path) -> None:
+def _resize_table(weights: dict[str, Tensor], model: Any) -> None:
     table = weights.get("pos_embed")
-    if table is None or table.dim() != 3 or table.shape[2] != model.embed_dim:
+    if table is None or table.dim() != 3 or (table.shape[0], table.shape[2]) != (1, model.embed_dim):
         return  # check_fit says so
-    patches = table.shape[1] - NUM_CLASS_TOKENS[model.class_token]
-    weights["pos_embed"] = resize_position_table(
-        table, _grid(patches, model, source), model.patch_embed.grid_size, model.class_token
-    )
+    grid = _grid(table.shape[1] - NUM_CLASS_TOKENS[model.class_token], model)
+    if grid is not None:
+        weights["pos_embed"] = resize_position_table(table, grid, model.patch_embed.grid_size, model.class_token)
 
 
-def _grid(patches: int, model: Any, source: str | Path) -> tuple[int, int]:
-    """Rows and columns of a position table: as the source says, else the model's, else a square."""
+def _grid(patches: int, model: Any) -> tuple[int, int] | None:
+    """Rows and columns of a position table: as the source says, else the model's, else a square; None if no such is."""
     args, cfg = model.pretrained_model_args, model.pretrained_cfg
     size = args.get("img_size") or cfg["input_size"][-2:]
     side = math.isqrt(max(patches, 0))
     for rows, columns in (model.patch_embed.feat_size(to_2tuple(size)), model.patch_embed.grid_size, (side, side)):
         if rows * columns == patches > 0:
             return rows, columns
-    raise UserError(
-        f"{source} has a pos_embed of {patches} patches and the class tokens ({model.class_token}): "
-        f"expected {model.patch_embed.num_patches}, or a square number"
-    )
+    return None
 
 
 def check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str | Path) -> None:
@@ -192,7 +217,9 @@ def check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str | Pat
     Raises:
         UserError: names the source, the first tensor that does not fit, and its shape there and in the model.
     """
-    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    _check_tensors(weights, source)
+    state = model.state_dict()
+    wanted = {key: tuple(tensor.shape) for key, tensor in state.items()}
     found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     wrong = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
     if wrong:
@@ -204,6 +231,6 @@ def check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str | Pat
             f"and {wanted.get(first, 'missing')} in the model{more}{hint}"
         )
     for key, tensor in weights.items():
-        bad = tensor.numel() - int(tensor.isfinite().sum())
+        bad = tensor.numel() - int(tensor.to(state[key].dtype).isfinite().sum())
         if bad:
             raise UserError(f"{source} is broken: {key} holds {bad} numbers that are not finite, of {tensor.numel()}")
