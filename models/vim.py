@@ -424,5 +424,5 @@ def vim_base(pretrained: bool = False, **kwargs: Any) -> Vim:
 
 @register_model
 def test_vim(pretrained: bool = False, **kwargs: Any) -> Vim:
-    """A Vim for tests, 0.1 M parameters."""
+    """A Vim for tests, 0.2 M parameters."""
     return _create_vim("test_vim", pretrained, **{"embed_dim": 64, "depth": 3, **kwargs})

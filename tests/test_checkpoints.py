@@ -82,6 +82,10 @@ def assert_refused(path, message):
     assert_weights(model, before)
 
 
+def without(*keys):
+    return {key: value for key, value in WEIGHTS.items() if key not in keys}
+
+
 def prefixed(prefix, weights=WEIGHTS):
     return {f"{prefix}{key}": value for key, value in weights.items()}
 
@@ -133,7 +137,7 @@ def test_the_running_average(key, tmp_path):
     model.load_pretrained(str(path))
     assert_weights(model, WEIGHTS)
     assert_weights(build(checkpoint_path=path), AVERAGE)  # timm's own loader: the average, and strictly
-    save(path, {"model": {key: value for key, value in WEIGHTS.items() if key != HEAD}})
+    save(path, {"model": without(HEAD)})
     with pytest.raises(RuntimeError, match="Missing key"):
         build(checkpoint_path=path)
     with pytest.raises(UserError, match="weights.pth holds no running average"):
@@ -211,11 +215,28 @@ def test_adaptation(name, source, tmp_path, caplog):
         assert torch.equal(state[TABLE][:, model.patch_embed.num_patches // 2], TABLE4X4[:, 8])
     new_head = re.search("The head is new: .* was not trained on 3 classes", caplog.text)
     assert bool(new_head) == (name == "classes")
-    assert model(torch.randn(1, model.in_chans, *model.patch_embed.img_size)).isfinite().all()
+    logits = model(torch.randn(1, model.in_chans, *model.patch_embed.img_size))
+    assert logits.shape == (1, changes.get("num_classes", 10) or 16)
+    assert logits.isfinite().all()
 
 
-def test_a_table_that_is_not_square(tmp_path):
-    trained = build(img_size=(32, 64))
+def test_a_head_that_fits_is_kept(tmp_path, caplog):
+    path, tag = save(tmp_path / "weights.pth", WEIGHTS), {"num_classes": 1000}
+    assert_weights(build(path, overlay=tag), WEIGHTS)
+    assert "The head is new" not in caplog.text
+    save(path, without(BIAS))
+    with pytest.raises(UserError, match=re.escape(f"{BIAS} is missing there and (10,) in the model")):
+        build(path, overlay=tag)
+
+
+def test_a_state_dict_keeps_its_head():
+    overlay = {"file": None, "state_dict": dict(WEIGHTS), "num_classes": 1000}
+    assert_weights(timm.create_model("test_vim", pretrained=True, pretrained_cfg_overlay=overlay, **TINY), WEIGHTS)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_table_that_is_not_square(dynamic, tmp_path):
+    trained = build(img_size=(32, 64), dynamic_img_size=dynamic)
     save_for_timm(trained, tmp_path, None, {})
     for size, grid in {(48, 96): (6, 12), (64, 32): (8, 4), (32, 64): (4, 8)}.items():
         model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=size)
@@ -402,8 +423,10 @@ ATTACKS = {
     "long string": (archive(b"\x80\x02}X\xff\xff\xff\xff"), "expected 4294967295 bytes"),
     "long number": (archive(b"\x80\x02}\x8b\xff\xff\xff\x7f"), "not enough data"),
     "deep": (archive(b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s."), "holds more than 100000 tuples"),
+    "deep name": (archive(b"\x80\x02})" + b"\x85" * 10_000 + b"K\x01s."), "expected names of tensors, got a tuple"),
     "no function": (archive(b"\x80\x02}K\x01))\x81s."), DAMAGED),
     "bytearray": (call(bytearray, 10), "it calls '__builtin__.bytearray'"),
+    "capitals": (archive(pickled(Call(bytearray, 10)), name="a/DATA.PKL"), "it calls '__builtin__.bytearray'"),
     "codec": (call(codecs.encode, "a", "hex"), "it calls '_codecs.encode'"),
     "empty tensor": (call(torch.Tensor, 10), "it calls 'torch.Tensor'"),
     "copied tensor": (
@@ -411,6 +434,7 @@ ATTACKS = {
         "_cpu_tensor'",
     ),
     "old": (saved(EVAL, _use_new_zipfile_serialization=False), NO_ARCHIVE),
+    "old, then an archive": (saved({"a": 1}, _use_new_zipfile_serialization=False) + of(), NO_ARCHIVE),
     "pickle": (pickle.dumps(EVAL, 2), NO_ARCHIVE),
     "tar": (tar(), NO_ARCHIVE),
     "script": (script, "it calls '__torch__.torch.nn.modules.linear.Linear'"),
@@ -461,10 +485,6 @@ def broken(key, number, dtype=torch.float32):
     return but(key, value)
 
 
-def without(*keys):
-    return {key: value for key, value in WEIGHTS.items() if key not in keys}
-
-
 def other(key, there, here):
     return re.escape(f"weights.pth is of another model: {key} is {there} there and {here} in the model")
 
@@ -482,6 +502,7 @@ WRONG = {  # what a file holds, and what is said of it
     "empty model": ({"model": {}}, EMPTY),
     "numbers": (but(PROJ, 1.0), f"holds no state dict: {PROJ} is a float, not a tensor"),
     "nothing": (but(PROJ, None), f"holds no state dict: {PROJ} is a NoneType, not a tensor"),
+    "numbered": (dict(enumerate(WEIGHTS.values())), "holds no state dict: expected names of tensors, got a int"),
     "another wrapper": ({"net": WEIGHTS}, "holds no state dict: net is a dict, not a tensor"),
     "nan": (broken(PROJ, NAN), not_finite(PROJ, 1, 1024)),
     "nan in the norm": (broken(NORM, NAN), not_finite(NORM, 1, 16)),

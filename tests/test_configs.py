@@ -81,6 +81,7 @@ def test_it_trains(name, tmp_path, monkeypatch):
         config.model.pretrained_cfg_overlay.file = str(tmp_path / "a.pth")
         write_checkpoint(tmp_path / "a.pth", img_size=32)
     trainer = Trainer(config, tmp_path / "run")
+    assert trainer.updates == 1
     before = {key: value.clone() for key, value in trainer.bare_model.named_parameters()}
     assert trainer.fit().confusion.sum() == 8
     assert trainer.rows[0]["train_loss"] > 0
@@ -187,12 +188,13 @@ def test_fine_tuning_starts_from_the_checkpoint_given(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FINE_TUNED)
-def test_fine_tuning_starts_by_default_from_what_is_trained_before(name):
-    file = load_config(CONFIGS[name]).model.pretrained_cfg_overlay.file
-    before = re.fullmatch(r"work_dirs/(.*)/best\.pth", file).group(1)
-    assert before in FACTS
-    with pytest.raises(UserError, match=f"no such checkpoint: .*{re.escape(before)}"):
-        build_model({**load_config(CONFIGS[name]).model, "pretrained_cfg_overlay": {"file": f"nowhere/{file}"}})
+def test_fine_tuning_starts_by_default_from_what_is_trained_before(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(CONFIGS[name], SMALL)
+    before = config.model.pretrained_cfg_overlay.file
+    assert before.removeprefix("work_dirs/").removesuffix("/best.pth") in FACTS
+    with pytest.raises(UserError, match=f"no such checkpoint: {re.escape(before)}"):
+        build_model(config.model)
 
 
 def test_the_two_models_compared_are_of_one_size():

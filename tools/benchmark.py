@@ -4,9 +4,8 @@ Without --models: the scan's backends, Vim against DeiT at several sizes, and wh
 """
 
 import argparse
+import itertools
 import os
-import subprocess
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,8 @@ from rich.box import ASCII2
 from rich.console import Console
 from rich.table import Table
 
-from vim.engine.benchmark import PASSES, Row, compare_models, compare_scans, plot
+from vim.engine.benchmark import PASSES, Row, compare_imports, compare_models, compare_scans, plot
 from vim.engine.log import write_csv
-from vim.engine.timing import side_by_side
 from vim.errors import UserError, run
 
 SMALL, TINY = ("vim_small", "deit_small_patch16_224"), ("vim_tiny", "deit_tiny_patch16_224")
@@ -45,7 +43,7 @@ def chosen(arguments: argparse.Namespace) -> list[Row]:
         raise UserError("--img-size, --batch-size and --rounds must be at least 1")
     measure = partial(compare_models, device=arguments.device, amp=arguments.amp, rounds=arguments.rounds)
     passes = PASSES[:1] if arguments.forward_only else PASSES
-    sizes = [(size, batch) for size in arguments.img_size for batch in arguments.batch_size]
+    sizes = itertools.product(arguments.img_size, arguments.batch_size)
     return [r for s, b in sizes for r in measure(arguments.models, img_size=s, batch_size=b, passes=passes)]
 
 
@@ -63,13 +61,6 @@ def everything(device: str, amp: str) -> list[Row]:
     ]
 
 
-def compare_imports() -> str:
-    codes = ("import timm", "import timm, vim")
-    calls = {code: partial(subprocess.run, [sys.executable, "-c", code], check=True) for code in codes}
-    alone, both = side_by_side(calls, rounds=5).values()
-    return f"import vim adds {both - alone:.2f} s to import timm ({alone:.2f} s)"
-
-
 def show(rows: list[Row]) -> None:
     table = Table(box=ASCII2, show_edge=False)
     for header in ("", "", "batch", "size", "ms", "images/s", "peak MB", "speed"):
@@ -79,7 +70,10 @@ def show(rows: list[Row]) -> None:
         figures = (f"{row.milliseconds:.2f}", f"{row.per_second:.1f}", f"{row.peak_mb:.1f}", f"{row.speed:.2f} x")
         table.add_row(row.name, row.run, *sizes, *figures, end_section=row.name == row.baseline)
     Console(width=110).print(table)  # a narrow terminal would have the numbers cut
-    print("size: pixels a side, of the scan: tokens. speed: relative to the last of a group.")
+    print(
+        "size: pixels a side, of the scan: tokens. speed: relative to the last of a group. peak MB: what PyTorch\n"
+        "allocates in a run, on top of weights, images and the optimizer's state."
+    )
 
 
 def main() -> None:

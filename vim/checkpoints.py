@@ -60,7 +60,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
         UserError: a tensor is missing, left over, of another shape or not finite.
     """
     cfg: Any = model.pretrained_cfg
-    return adapt(state_dict, model, cfg.get("file") or cfg.get("hf_hub_id") or "the checkpoint")
+    weights = adapt(state_dict, model, cfg.get("file") or cfg.get("hf_hub_id") or "the checkpoint")
+    cfg["num_classes"] = model.num_classes  # else timm would take the head for one of other classes, and draw a new one
+    return weights
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -92,7 +94,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _inspect(path: Path) -> None:
     """Refuse what torch's reader would run out of memory or crash on, or take damaged; name what it would not call."""
-    if not zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start != b"PK\x03\x04" or not zipfile.is_zipfile(path):  # torch goes by the start alone, zipfile by the end
         raise UserError(
             f"cannot read {path} as a checkpoint: expected safetensors, or what torch.save writes since PyTorch 1.6"
         )
@@ -107,8 +111,8 @@ def _inspect(path: Path) -> None:
         damaged = archive.testzip()
         if damaged:
             raise UserError(f"{path} is damaged: {damaged} in it does not match its checksum")
-        pickles = [archive.read(member) for member in members if member.filename.endswith("data.pkl")]
-    opcodes = [(code.name, argument) for pickle in pickles for code, argument, _ in pickletools.genops(pickle)]
+    pickle = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")  # the one that torch finds: any case will do
+    opcodes = [(code.name, argument) for code, argument, _ in pickletools.genops(pickle)]
     for name in (str(argument).replace(" ", ".") for code, argument in opcodes if code == "GLOBAL"):
         if not HARMLESS.fullmatch(name):
             raise UserError(
@@ -140,7 +144,10 @@ def rename(checkpoint: dict[str, Any], source: str | Path, *, use_ema: bool = Fa
             checkpoint, use_ema = checkpoint[key], False
     if use_ema:
         raise UserError(f"{source} holds no running average of the weights: expected {' or '.join(EMA_WRAPPERS)}")
-    weights = {str(key): value for key, value in checkpoint.items()}
+    for key in checkpoint:
+        if not isinstance(key, str):  # nor written out: a tuple can be endless
+            raise UserError(f"{source} holds no state dict: expected names of tensors, got a {type(key).__name__}")
+    weights = checkpoint
     prefix: str | None = ""
     while prefix is not None:
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
@@ -179,8 +186,10 @@ def _choose_head(weights: dict[str, Tensor], model: Any, source: str | Path) -> 
         for key in HEAD:
             weights.pop(key, None)
         return
-    fits = all(key in weights and weights[key].shape == shape for key, shape in shapes.items())
-    if not fits and model.num_classes != model.pretrained_cfg.get("num_classes"):
+    found = [weights[key].shape for key in HEAD if key in weights]
+    classes = found[0][0] if found and found[0] else 0
+    sound = found in ([], [(classes, model.embed_dim), (classes,)])  # else check_fit says what is wrong
+    if sound and classes != model.num_classes != model.pretrained_cfg.get("num_classes"):
         _logger.warning("The head is new: %s was not trained on %d classes", source, model.num_classes)
         weights.update({key: tensor for key, tensor in model.state_dict().items() if key in HEAD})
 

@@ -98,14 +98,14 @@ def test_slurm_says_who_is_who():
         "SLURM_PROCID": "9",
         "SLURM_LOCALID": "1",
         "SLURM_JOB_ID": "1234567",
-        "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1",
+        "SLURM_STEP_NODELIST": "node1,node2",
     }
     join_processes(step)
     assert {name: step[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} == {
         "RANK": "9",
-        "LOCAL_RANK": "1",
+        "LOCAL_RANK": str(1 % max(torch.cuda.device_count(), 1)),
         "WORLD_SIZE": "16",
-        "MASTER_ADDR": "10.0.0.1",
+        "MASTER_ADDR": "node1",
         "MASTER_PORT": "34567",
     }
 

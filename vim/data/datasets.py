@@ -41,7 +41,7 @@ class TimmImages(Dataset[Any]):
 
     def filename(self, index: int) -> str:
         """What to call an image."""
-        return str(self.dataset.filename(index))
+        return str(self.dataset.filename(index) or f"image {index} of {len(self)}")
 
 
 def build_datasets(data: dict[str, Any], mode: str = "RGB") -> Splits:

@@ -6,6 +6,7 @@ several processes, together, what one would at the same number of images a step.
 
 import itertools
 import random
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -156,6 +157,11 @@ def collate(samples: list[tuple[Tensor, int, list[str]]]) -> Batch:
     return Batch(torch.stack(images), torch.tensor(labels), list(itertools.chain(*unreadable)))
 
 
+def _ignore_sigterm(worker: int) -> None:
+    """A cluster signals every process of a run: the one that trains saves and ends, and its workers with it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def create_loader(
     dataset: Any,
     transform: Callable[[Any], Tensor],
@@ -176,6 +182,7 @@ def create_loader(
         "num_workers": num_workers,
         "pin_memory": torch.cuda.is_available(),
         "collate_fn": collate,
+        "worker_init_fn": _ignore_sigterm,
     }
     if isinstance(dataset, IterableDataset):
         if repeats > 1:

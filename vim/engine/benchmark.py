@@ -1,5 +1,7 @@
 """What ops and models take: time, throughput and peak memory, compared side by side within one run."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -39,6 +41,8 @@ def compare(
     runs: Mapping[str, Callable[[], object]], *, run: str, batch_size: int, size: int, rounds: int
 ) -> list[Row]:
     """Measure runs in turns; the last one is the baseline."""
+    for call in runs.values():  # the first training step also allocates what the optimizer keeps
+        call()
     memory = {name: peak_memory(call) for name, call in runs.items()}
     medians = side_by_side(runs, rounds)
     baseline = list(runs)[-1]
@@ -98,7 +102,10 @@ def compare_models(
     Raises:
         UserError: no such model, or it takes no images of that size.
     """
-    image = torch.randn(batch_size, 3, img_size, img_size, device=device)
+    try:
+        image = torch.randn(batch_size, 3, img_size, img_size, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"there is no device {device} here ({describe(error)})") from error
     labels = torch.zeros(batch_size, dtype=torch.long, device=device)
     context = _autocast(device, amp)
     models = {name: _build(name, img_size).to(device) for name in names}
@@ -148,6 +155,14 @@ def _step(
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
+
+
+def compare_imports() -> str:
+    """A line on what `import vim` adds to `import timm`, each in a process of its own."""
+    codes = ("import timm", "import timm, vim")
+    calls = {code: partial(subprocess.run, [sys.executable, "-c", code], check=True) for code in codes}
+    alone, both = side_by_side(calls, rounds=5).values()
+    return f"import vim adds {both - alone:.2f} s to import timm ({alone:.2f} s)"
 
 
 def plot(rows: Sequence[Row], out: Path) -> None:

@@ -1,7 +1,6 @@
 """What can go wrong in a run, and what to do about it."""
 
 import errno
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,13 +46,9 @@ class StopRequest:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Note the signal in here, in this process; those it forks die of it as ever."""
-        owner = os.getpid()
+        """Note the signal in here."""
 
         def note(number: int, frame: FrameType | None) -> None:
-            if os.getpid() != owner:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
             self.came = True
 
         before = signal.signal(signal.SIGTERM, note)

@@ -1,6 +1,7 @@
 """The same command on one process or many: plain, torchrun, accelerate launch, or srun."""
 
 import os
+import subprocess
 from collections.abc import MutableMapping
 
 import torch
@@ -18,7 +19,17 @@ def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
     if "RANK" in environment or int(environment.get("SLURM_NTASKS", "1")) < 2 or "SLURM_STEP_ID" not in environment:
         return
     environment["RANK"] = environment["SLURM_PROCID"]
-    environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
+    devices = max(torch.cuda.device_count(), 1)  # each task may be shown one of its own
+    environment["LOCAL_RANK"] = str(int(environment["SLURM_LOCALID"]) % devices)
     environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
-    environment.setdefault("MASTER_ADDR", environment.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+    environment.setdefault("MASTER_ADDR", _first_host(environment["SLURM_STEP_NODELIST"]))
     environment.setdefault("MASTER_PORT", str(20000 + int(environment["SLURM_JOB_ID"]) % 20000))
+
+
+def _first_host(nodes: str) -> str:
+    """The first of SLURM's nodes, such as node[03-04]: where the task of rank 0 runs."""
+    if "[" not in nodes:
+        return nodes.split(",")[0]
+    return subprocess.run(
+        ["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True
+    ).stdout.split()[0]

@@ -59,10 +59,12 @@ class Bar:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a table anew, under the names in its rows."""
-    with path.open("w", newline="") as file:
+    beside = path.with_name(f"{path.name}.part")
+    with beside.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    beside.replace(path)
 
 
 class Trackers:

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from accelerate import Accelerator, DistributedType
 from mmengine.config import Config
+from PIL import Image
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -30,7 +31,17 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import vim  # noqa: F401  registers the models
 from vim.checkpoints import check_fit
-from vim.data import Batch, Share, build_datasets, create_loader, eval_transform, image_mode, seed_all, train_transform
+from vim.data import (
+    Batch,
+    Share,
+    build_datasets,
+    create_loader,
+    eval_transform,
+    image_mode,
+    input_options,
+    seed_all,
+    train_transform,
+)
 from vim.engine.config import reading, write_config
 from vim.engine.evaluate import Evaluation, evaluate
 from vim.engine.guards import StopRequest, advice, first_bad_layer
@@ -49,6 +60,8 @@ from vim.engine.weights import link_atomically, load_weights, make_folder, read_
 from vim.errors import UserError
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # also of a model spread over processes
+
+WEIGHTS_FROM = ("pretrained", "pretrained_cfg_overlay")  # of a model's options, where its first weights come from
 
 _logger = logging.getLogger(__name__)
 
@@ -77,6 +90,9 @@ def build_loader(
     section = "train_transform" if is_training else "eval_transform"
     with reading(f"data.{section}"):
         transform = (train_transform if is_training else eval_transform)(model, data.get(section, {}))
+        made, wanted = transform(Image.new(image_mode(model), (40, 30))).shape, input_options(model)["input_size"]
+        if tuple(made) != tuple(wanted):
+            raise ValueError(f"it makes images of {tuple(made)}, and the model takes {tuple(wanted)}")
     return create_loader(
         dataset,
         transform,
@@ -96,6 +112,7 @@ class Position:
     epoch: int = 0
     update: int = 0
     losses: float = 0.0
+    counted: int = 0  # updates that were not skipped
     skipped: int = 0  # updates in a row
 
 
@@ -117,7 +134,9 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision=self.options.get("amp") or "no")
         share = Share(self.accelerator.process_index, self.accelerator.num_processes)
         seed_all(self.options.seed)
-        model: Any = build_model(config.model)
+        if config.train.get("amp") == "fp16" and self.accelerator.device.type == "cpu":
+            raise UserError("train.amp=fp16 is for GPUs: take bf16 or no")
+        model: Any = build_model({**config.model, **({"pretrained": False} if resume else {})})
         splits = build_datasets(config.data, image_mode(model))
         self.classes = splits.classes or [str(i) for i in range(model.num_classes)]
         if model.num_classes != len(self.classes):
@@ -147,11 +166,14 @@ class Trainer:
             self.scheduler, self.num_epochs = create_scheduler_v2(
                 self.optimizer, **config.schedule, updates_per_epoch=self.updates
             )
+            if self.scheduler is None:
+                raise ValueError(f"sched must name a schedule such as 'cosine', got {config.schedule.sched!r}")
         self._build_loss()
         self.at = Position()
         self.rows: list[dict[str, float]] = []  # of the log, one an epoch
         self.unreadable: dict[str, None] = {}  # images, in the order they were met
         self.stop = StopRequest()
+        self.resumed_here = resume is not None and resume.resolve() == (work_dir / "last.pth").resolve()
         if resume is not None:
             self._resume(resume)
 
@@ -173,6 +195,9 @@ class Trainer:
                 raise UserError(f"mixup needs an even data.batch_size, got {self.config.data.batch_size}")
             with reading("mixup"):
                 self.mixup = Mixup(**self.config.mixup, label_smoothing=smoothing, num_classes=len(self.classes))
+                self.mixup(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long))
+                if self.mixup.mode not in ("batch", "pair", "elem"):
+                    raise ValueError(f"mode must be 'batch', 'pair' or 'elem', got {self.mixup.mode!r}")
             self.loss = SoftTargetCrossEntropy()
 
     @property
@@ -191,6 +216,8 @@ class Trainer:
         if main:
             write_config(self.config, self.work_dir / "config.py")
             write_environment(self.work_dir / "environment.txt", self.accelerator)
+            if self.resumed_here:
+                self._finish_epoch_end()
         evaluation = None
         done = self.at.epoch * self.updates + self.at.update
         with (
@@ -206,11 +233,18 @@ class Trainer:
                 evaluation = self._evaluate()
                 bar.evaluated(evaluation.top1)
                 self._end_epoch(evaluation)
+                if self.at.epoch < self.num_epochs and self._stopping():
+                    return None
             evaluation = evaluation or self._evaluate()
         if main:
             plot_curves(self.work_dir / "curves.png", self.rows)
             plot_confusion(self.work_dir / "confusion.png", evaluation.confusion, self.classes)
         return evaluation
+
+    def _stopping(self) -> bool:
+        """Whether SIGTERM has come to one of the processes."""
+        flag = torch.tensor(float(self.stop.came), device=self.accelerator.device)
+        return self.accelerator.reduce(flag).item() > 0
 
     def _train_epoch(self, bar: Bar) -> bool:
         """Do the updates left in the epoch; False if SIGTERM came."""
@@ -218,12 +252,16 @@ class Trainer:
         every = self.options.get("save_updates")
         for batches in self._batches_left():
             number = self.at.epoch * self.updates + self.at.update
+            if not batches:
+                _logger.warning(
+                    "epoch %d ended after %d of %d updates", self.at.epoch + 1, self.at.update, self.updates
+                )
+                break
             loss, stop = self._update(batches, number)
             self.at.update += 1
-            self.at.losses += loss
             bar.step(self.at.epoch + 1, loss)
             self.trackers.add({"train/loss": loss, "train/lr": self.optimizer.param_groups[0]["lr"]}, number + 1)
-            if stop or (every and self.at.update % every == 0 and self.at.update < self.updates):
+            if stop or self.at.update == self.updates or (every and self.at.update % every == 0):
                 self._save()
             if stop:
                 return False
@@ -246,10 +284,12 @@ class Trainer:
     def _update(self, batches: list[Batch], number: int) -> tuple[float, bool]:
         """One step of the optimizer: the loss over all processes, and whether SIGTERM came to one of them."""
         total = torch.zeros((), device=self.accelerator.device)
+        seen: list[Tensor] = []
         for i, batch in enumerate(batches):
-            self._note_unreadable(batch.unreadable)
+            self._note_unreadable(batch.unreadable, self.loader)
             seed_all(self.options.seed, number, i, self.accelerator.process_index)
             images, targets = self._to_device(batch)
+            seen.append(images)
             last = i == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
@@ -264,50 +304,55 @@ class Trainer:
             torch.stack([total, torch.tensor(float(self.stop.came), device=total.device)]), "mean"
         )
         mean, stop = (float(value) for value in reduced)
-        # under fp16 the scaler skips updates whose gradient overflows, and tries a smaller scale
-        finite = math.isfinite(mean) and (self.accelerator.scaler is not None or math.isfinite(float(norm)))
-        if finite:
-            if self.options.get("clip_grad"):
-                clip_grads_with_norm_(parameters, self.options.clip_grad, norm)
+        finite = math.isfinite(mean) and math.isfinite(float(norm))
+        if finite and self.options.get("clip_grad"):
+            clip_grads_with_norm_(parameters, self.options.clip_grad, norm)
+        if finite or self.accelerator.scaler is not None:  # which skips by itself, and then tries a smaller scale
             self.optimizer.step()
+        if finite:
             if self.ema is not None:
                 self.ema.update(self.bare_model, step=number)
             self.at.skipped = 0
+            self.at.counted += 1
+            self.at.losses += mean
         else:
-            self._skip(images, number, mean)
+            self._skip(seen, number, mean)
         self.optimizer.zero_grad()
         self.scheduler.step_update(number + 1)
-        return mean if finite else 0.0, stop > 0
+        return mean, stop > 0
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, targets = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch[:2])
         return self.mixup(images, targets) if self.mixup is not None else (images, targets)
 
-    def _skip(self, images: Tensor, number: int, loss: float) -> None:
+    def _skip(self, seen: list[Tensor], number: int, loss: float) -> None:
         """Leave the weights as they are; say where it went wrong, and stop if it goes on."""
 
         def run() -> None:
             with self.accelerator.autocast():
-                self.bare_model(images)
+                for images in seen:
+                    self.bare_model(images)
 
         where = first_bad_layer(self.bare_model, run)
         self.at.skipped += 1
         most = self.options.get("max_skipped") or 10
-        _logger.warning("update %d skipped, the loss is %s: %s is not finite", number + 1, loss, where)
+        usual = self.accelerator.scaler is not None and math.isfinite(loss)  # while it looks for the scale
+        level = logging.INFO if usual else logging.WARNING
+        _logger.log(level, "update %d skipped, the loss is %s: %s is not finite", number + 1, loss, where)
         if self.at.skipped >= most:
             raise UserError(
                 f"{most} updates in a row were skipped, the last with a loss of {loss}: {where} is not finite; lower "
                 f"optimizer.lr, set train.clip_grad or train.amp=bf16, then go on with --resume from {self.work_dir}"
             )
 
-    def _note_unreadable(self, lines: list[str]) -> None:
+    def _note_unreadable(self, lines: list[str], loader: DataLoader[Any]) -> None:
         for line in lines:
             if line not in self.unreadable:
                 self.unreadable[line] = None
                 _logger.warning("left out: %s", line)
                 with (self.work_dir / "unreadable.txt").open("a") as file:
                     file.write(f"{line}\n")
-        dataset: Any = self.loader.dataset
+        dataset: Any = loader.dataset
         if not lines or isinstance(dataset, IterableDataset):
             return
         most, count = self.config.data.get("max_unreadable", 0.01), len(dataset.dataset)
@@ -319,39 +364,46 @@ class Trainer:
 
     def _evaluate(self) -> Evaluation:
         model = self.bare_model if self.ema is None else self.ema.module
-        return evaluate(model, self.held_out, self.accelerator, len(self.classes))
+        evaluation = evaluate(model, self.held_out, self.accelerator, len(self.classes))
+        self._note_unreadable(evaluation.unreadable, self.held_out)
+        return evaluation
 
     def _end_epoch(self, evaluation: Evaluation) -> None:
-        best = max((row["top1"] for row in self.rows), default=0.0)
         lr = self.optimizer.param_groups[0]["lr"]
-        row = {"epoch": self.at.epoch + 1, "lr": lr, "train_loss": self.at.losses / self.updates}
+        row = {"epoch": self.at.epoch + 1, "lr": lr, "train_loss": self.at.losses / max(self.at.counted, 1)}
         self.rows.append({**row, "loss": evaluation.loss, "top1": evaluation.top1, "top5": evaluation.top5})
         self.trackers.add(
             {f"epoch/{key}": value for key, value in self.rows[-1].items()}, self.updates * (self.at.epoch + 1)
         )
         self.at = Position(self.at.epoch + 1)
         self.scheduler.step(self.at.epoch)
-        last = self._save()
-        if not self.accelerator.is_main_process:
+        self._save()
+        if self.accelerator.is_main_process:
+            self._finish_epoch_end()
+
+    def _finish_epoch_end(self) -> None:
+        """Keep the best and write the log; again on resuming, where a kill may have come before."""
+        if not self.rows:
             return
-        best_path = self.work_dir / "best.pth"
-        if evaluation.top1 >= best or not best_path.exists():  # it may have resumed from another folder
-            link_atomically(last, best_path)
+        last, best = self.work_dir / "last.pth", self.work_dir / "best.pth"
+        at_end_of_epoch = self.at.update == 0 and last.exists()
+        is_best = self.rows[-1]["top1"] == max(row["top1"] for row in self.rows)
+        if at_end_of_epoch and (is_best or not best.exists()):  # it may have resumed from another folder
+            link_atomically(last, best)
         write_csv(self.work_dir / "log.csv", self.rows)
 
-    def _save(self) -> Path:
-        state, last = self._state(), self.work_dir / "last.pth"
+    def _save(self) -> None:
+        state = self._state()
         if self.accelerator.is_main_process:
-            last = save_last(state, self.work_dir, self.options.get("keep") or 1)
+            save_last(state, self.work_dir, self.options.get("keep") or 1)
         self.accelerator.wait_for_everyone()
-        return last
 
     def _state(self) -> dict[str, Any]:
         model, optimizer = get_state_dict(self.model, self.optimizer.optimizer, options=WHOLE)
         return {
             "model": model if self.ema is None else self.ema.module.state_dict(),  # the weights to use
             "meta": {
-                "model": self.config.model.to_dict(),
+                "model": {key: value for key, value in self.config.model.to_dict().items() if key not in WEIGHTS_FROM},
                 "classes": self.classes,
                 "eval_transform": dict(self.config.data.get("eval_transform", {})),
             },
@@ -361,9 +413,18 @@ class Trainer:
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
                 "rows": self.rows,
                 "position": asdict(self.at),
-                "updates": self.updates,
+                "order": self._order(),
                 "unreadable": list(self.unreadable),
             },
+        }
+
+    def _order(self) -> dict[str, int]:
+        """What the order of the images within an epoch follows from."""
+        return {
+            "the number of images": len(cast(Any, self.loader.dataset).dataset),
+            "images an update": self.config.data.batch_size * self.accelerator.num_processes * self.accumulate,
+            "data.repeats": self.config.data.get("repeats") or 1,
+            "train.seed": self.options.seed,
         }
 
     def _resume(self, path: Path) -> None:
@@ -384,16 +445,21 @@ class Trainer:
             raise UserError(
                 f"{path} was trained with another optimizer: resume with the same optimizer.opt and weight_decay"
             )
+        own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         states = {"model_state_dict": training["model"], "optim_state_dict": training["optimizer"]}
         set_state_dict(self.model, self.optimizer.optimizer, **states, options=WHOLE)
+        for group, options in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(options)  # as this config has them: weight decay, or the rates a schedule starts from
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(training["scaler"])
         self.rows, self.at = training["rows"], Position(**training["position"])
         self.unreadable = dict.fromkeys(training["unreadable"])
-        if self.at.update and training["updates"] != self.updates:
+        changed = [key for key, value in self._order().items() if training["order"][key] != value]
+        if self.at.update and changed:
+            key = changed[0]
             raise UserError(
-                f"{path} was saved after {self.at.update} of an epoch's {training['updates']} updates, and now there "
-                f"would be {self.updates}: resume with the same data, batch size, processes and train.accumulate"
+                f"{path} was saved within an epoch, whose order follows from {key}: it was {training['order'][key]}, "
+                f"and is now {self._order()[key]}; resume with the same"
             )
         # the learning rate follows from the position and this config, which may have more epochs than the last
         self.scheduler.step(self.at.epoch)

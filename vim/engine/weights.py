@@ -61,6 +61,7 @@ def link_atomically(source: Path, path: Path) -> None:
     except OSError:
         shutil.copyfile(source, beside)
     beside.replace(path)
+    beside.unlink(missing_ok=True)  # two names of one file are not replaced by one another
 
 
 def save_last(state: dict[str, Any], folder: Path, keep: int) -> Path:
@@ -84,7 +85,9 @@ def find_last(folder: Path) -> Path | None:
     Raises:
         UserError: there are some, and none can be read.
     """
-    found = [path for path in [folder / "last.pth", *sorted(folder.glob("last.*.pth"))] if path.exists()]
+    found = [
+        path for path in [folder / "last.pth", *(folder / f"last.{i}.pth" for i in range(1, 100))] if path.exists()
+    ]
     problems = []
     for path in found:
         try:

@@ -39,10 +39,11 @@ class PatchEmbed(nn.Module):
         Raises:
             ValueError: a patch does not fit in.
         """
-        self.img_size: tuple[int, int] = to_2tuple(img_size)
-        self.grid_size = self.feat_size(self.img_size)
-        if min(self.img_size[0] - self.patch_size[0], self.img_size[1] - self.patch_size[1]) < 0:
-            raise ValueError(f"img_size must be at least the patch size {self.patch_size}, got {self.img_size}")
+        size: tuple[int, int] = to_2tuple(img_size)
+        if min(size[0] - self.patch_size[0], size[1] - self.patch_size[1]) < 0:
+            raise ValueError(f"img_size must be at least the patch size {self.patch_size}, got {size}")
+        self.img_size = size
+        self.grid_size = self.feat_size(size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
     def feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
