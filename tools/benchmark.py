@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vim.engine.benchmark import PASSES, Row, compare_imports, compare_models, compare_scans, plot
-from vim.engine.log import write_csv
+from vim.engine.files import write_csv
 from vim.errors import UserError, run
 
 SMALL, TINY = ("vim_small", "deit_small_patch16_224"), ("vim_tiny", "deit_tiny_patch16_224")

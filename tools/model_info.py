@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 import vim  # noqa: F401  registers the models
+from vim.engine.files import write_csv
 from vim.engine.flops import count
-from vim.engine.log import write_csv
 from vim.errors import UserError, describe, run
 
 NOTES = """\

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from vim.data import find_images
+from vim.engine.files import make_folder
 from vim.engine.predict import Predictor, draw
-from vim.engine.weights import make_folder
 from vim.errors import UserError, run
 
 

@@ -21,9 +21,9 @@ from vim.engine.evaluate import (
     resized,
     write_evaluation,
 )
+from vim.engine.files import make_folder
 from vim.engine.launch import join_processes
 from vim.engine.trainer import build_loader
-from vim.engine.weights import make_folder
 from vim.errors import run
 
 

@@ -4,7 +4,7 @@ from PIL import Image
 
 from vim.engine import timing
 from vim.engine.benchmark import compare, compare_models, compare_scans, plot
-from vim.engine.log import write_csv
+from vim.engine.files import write_csv
 from vim.errors import UserError
 
 

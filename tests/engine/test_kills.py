@@ -66,7 +66,7 @@ def die_in_a_save(number):
     def counted(call):
         def counting(*args, **kwargs):
             calls.append(call)
-            if len(calls) == 1 + number % 13:
+            if len(calls) == 1 + number % 17:
                 die()
             return call(*args, **kwargs)
 
@@ -88,7 +88,7 @@ def die_in_a_save(number):
 
             torch.save = in_pieces
             os.fsync, os.link = counted(os.fsync), counted(os.link)
-            weights.Path.replace = counted(weights.Path.replace)
+            weights.Path.replace, weights.Path.unlink = counted(weights.Path.replace), counted(weights.Path.unlink)
         return save(state, folder, keep)
 
     Trainer._save.__globals__["save_last"] = dying

@@ -8,7 +8,7 @@ from PIL import Image
 from tests.tiny import few_digits, tiny_config
 from vim.engine.config import load_config
 from vim.engine.trainer import Trainer
-from vim.engine.weights import save_atomically
+from vim.engine.weights import save_whole
 from vim.errors import UserError
 
 RECIPES = {
@@ -222,7 +222,7 @@ def test_a_work_dir_that_cannot_be_made(tmp_path):
 
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last.pth"
-    save_atomically({"epoch": 1}, path)
+    save_whole({"epoch": 1}, path)
 
     def fail(state, file):
         file.write(b"half of it")
@@ -230,5 +230,5 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="no space left"):
-        save_atomically({"epoch": 2}, path)
+        save_whole({"epoch": 2}, path)
     assert load(path) == {"epoch": 1}

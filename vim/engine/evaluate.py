@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 
 from vim.data import IGNORED, class_names, find_images, input_options, part, read_image
 from vim.data.images import image_folder
-from vim.engine.log import plot_confusion, write_csv
-from vim.engine.weights import load_published, load_trained, load_weights, make_folder, read_trained
+from vim.engine.files import make_folder, write_csv
+from vim.engine.log import plot_confusion
+from vim.engine.weights import load_published, load_trained, load_weights, read_trained
 from vim.errors import UserError, describe
 
 # the sets of labels of ImageNet's classes, beside a data set's own ("none")

@@ -5,8 +5,7 @@ standard operators only; each selective scan is a `Scan`, whose size does not de
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 import vim  # noqa: F401  registers the models and the ops
 from vim.data import input_options
+from vim.engine.files import written_whole
 from vim.engine.weights import load_published
 from vim.errors import UserError, describe
 
@@ -102,9 +102,10 @@ def export(
         a difference for each batch size.
 
     Raises:
-        UserError: the file cannot be written, or a difference is above :data:`TOLERANCE`.
+        OSError: the file cannot be written.
+        UserError: its path is a folder, or a difference is above :data:`TOLERANCE`.
     """
-    with _written_whole(path) as beside:
+    with written_whole(path) as beside:
         program = _trace(model)
         if format == "torch":
             with beside.open("wb") as file:
@@ -127,21 +128,6 @@ def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A file beside the one wanted, which takes its name in the end, or goes."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file in it")
-    beside = path.with_name(f"{path.name}.part")
-    try:
-        yield beside
-        beside.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): name another file") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 @torch.no_grad()

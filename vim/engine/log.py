@@ -1,12 +1,11 @@
 """What a run shows and keeps: a progress bar, a CSV log, pictures."""
 
-import csv
 import importlib.util
 import logging
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -55,16 +54,6 @@ class Bar:
     def evaluated(self, top1: float) -> None:
         """A held-out accuracy is known."""
         self.progress.update(self.task, top1=f"{top1:.2%}")  # type: ignore[arg-type]
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table anew, under the names in its rows."""
-    beside = path.with_name(f"{path.name}.part")
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    beside.replace(path)
 
 
 class Trackers:

@@ -44,6 +44,7 @@ from vim.data import (
 )
 from vim.engine.config import reading, write_config
 from vim.engine.evaluate import Evaluation, evaluate
+from vim.engine.files import link_whole, make_folder, write_csv
 from vim.engine.guards import StopRequest, advice, first_bad_layer
 from vim.engine.launch import join_processes
 from vim.engine.log import (
@@ -53,10 +54,9 @@ from vim.engine.log import (
     plot_confusion,
     plot_curves,
     progress_bar,
-    write_csv,
     write_environment,
 )
-from vim.engine.weights import link_atomically, load_weights, make_folder, read_trained, save_last
+from vim.engine.weights import load_weights, read_trained, save_last
 from vim.errors import UserError
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # also of a model spread over processes
@@ -213,11 +213,6 @@ class Trainer:
         """
         main = self.accelerator.is_main_process
         make_folder(self.work_dir)
-        if main:
-            write_config(self.config, self.work_dir / "config.py")
-            write_environment(self.work_dir / "environment.txt", self.accelerator)
-            if self.resumed_here:
-                self._finish_epoch_end()
         evaluation = None
         done = self.at.epoch * self.updates + self.at.update
         with (
@@ -227,6 +222,11 @@ class Trainer:
             Trackers(self.options.get("trackers") or (), self.work_dir, self.config, shown=main) as self.trackers,
             progress_bar(self.num_epochs * self.updates, done, shown=main) as bar,
         ):
+            if main:
+                write_config(self.config, self.work_dir / "config.py")
+                write_environment(self.work_dir / "environment.txt", self.accelerator)
+                if self.resumed_here:
+                    self._finish_epoch_end()
             while self.at.epoch < self.num_epochs:
                 if not self._train_epoch(bar):
                     return None
@@ -389,7 +389,7 @@ class Trainer:
         at_end_of_epoch = self.at.update == 0 and last.exists()
         is_best = self.rows[-1]["top1"] == max(row["top1"] for row in self.rows)
         if at_end_of_epoch and (is_best or not best.exists()):  # it may have resumed from another folder
-            link_atomically(last, best)
+            link_whole(last, best)
         write_csv(self.work_dir / "log.csv", self.rows)
 
     def _save(self) -> None:

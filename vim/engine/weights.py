@@ -1,8 +1,6 @@
-"""Files a run writes: safe to read, and never half written."""
+"""The checkpoints of a run: saved, found, read, and made into others."""
 
 import logging
-import os
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,54 +12,16 @@ from torch import nn
 
 import vim  # noqa: F401  registers the models
 from vim.checkpoints import adapt, check_fit, read_checkpoint, rename
+from vim.engine.files import link_whole, make_folder, written_whole
 from vim.errors import UserError, describe
 
 _logger = logging.getLogger(__name__)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder for results, and those it lies in.
-
-    Raises:
-        UserError: it cannot be made, or not be written to.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path} ({error.strerror}): name another") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to the folder {path}: name another, or change its permissions")
-
-
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Write beside the file, sync, rename: a kill at any time leaves the old file or the new one."""
-    beside = path.with_name(f"{path.name}.part")
-    try:
-        with beside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except Exception:  # a full disk
-        beside.unlink(missing_ok=True)
-        raise
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def link_atomically(source: Path, path: Path) -> None:
-    """Make a second name for a file, or a copy where the file system knows no second names."""
-    beside = path.with_name(f"{path.name}.part")
-    beside.unlink(missing_ok=True)
-    try:
-        os.link(source, beside)
-    except OSError:
-        shutil.copyfile(source, beside)
-    beside.replace(path)
-    beside.unlink(missing_ok=True)  # two names of one file are not replaced by one another
+def save_whole(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint: a kill at any time leaves the old file or the new one."""
+    with written_whole(path) as beside, beside.open("wb") as file:
+        torch.save(state, file)
 
 
 def save_last(state: dict[str, Any], folder: Path, keep: int) -> Path:
@@ -74,8 +34,8 @@ def save_last(state: dict[str, Any], folder: Path, keep: int) -> Path:
         if newer.exists():
             newer.replace(older)
     if keep > 1 and names[0].exists():
-        link_atomically(names[0], names[1])
-    save_atomically(state, names[0])
+        link_whole(names[0], names[1])
+    save_whole(state, names[0])
     return names[0]
 
 
