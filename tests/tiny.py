@@ -1,8 +1,11 @@
 """A model, a data set and files small enough to train and to break in a test."""
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from vim.data import Digits
@@ -61,3 +64,40 @@ def write_folder(root, train=("cat", "dog"), val=("cat", "dog"), count=4):
             for i in range(count):
                 write_image(root / part / name / f"{i}.png", 10 + i)
     return root
+
+
+def encode(number, size=None):
+    file = io.BytesIO()
+    Image.new("RGB", (10, 10), (number, 0, 0)).save(file, "png")
+    return file.getvalue()[:size]
+
+
+def write_shards(folder, broken=()):
+    """Four WebDataset shards of eight images."""
+    pytest.importorskip("webdataset")
+    folder.mkdir(exist_ok=True)
+    for shard in range(4):
+        with tarfile.open(folder / f"in-train-{shard}.tar", "w") as archive:
+            for number in range(8 * shard, 8 * shard + 8):
+                image = encode(number, 20 if number in broken else None)
+                for suffix, data in (("png", image), ("cls", str(number % 2).encode())):
+                    member = tarfile.TarInfo(f"{number}.{suffix}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    options = {"split": "in-train-{0..3}.tar|32"}
+    return {"dataset": "wds/in", "root": folder, "train_options": options, "val_options": options}
+
+
+def write_parquet(folder, broken=()):
+    """A Hugging Face data set in four files of eight images; broken bytes go in as bytes."""
+    datasets = pytest.importorskip("datasets")
+    folder.mkdir(exist_ok=True)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    for shard in range(4):
+        rows = [
+            {"image": {"bytes": encode(i, 20 if i in broken else None), "path": f"{i}.png"}, "label": i % 2}
+            for i in range(8 * shard, 8 * shard + 8)
+        ]
+        datasets.Dataset.from_list(rows, features=features).to_parquet(folder / f"train-{shard}.parquet")
+    options = {"split": "train", "num_samples": 32}
+    return {"dataset": f"hfids/{folder}", "train_options": options, "val_options": options}

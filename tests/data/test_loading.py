@@ -1,11 +1,11 @@
-import io
 import tarfile
 
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
-from tests.tiny import write_folder, write_image, write_truncated
+from tests.tiny import write_folder, write_parquet, write_shards, write_truncated
 from vim.data import IGNORED, Digits, Share, build_datasets, create_loader, part
 from vim.data.datasets import TimmImages
 from vim.errors import UserError
@@ -105,12 +105,6 @@ def test_nothing_can_be_read(tmp_path):
         load(build_datasets({"dataset": "folder", "root": root}).train, batch_size=2)
 
 
-def add(archive, name, data):
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    archive.addfile(member, io.BytesIO(data))
-
-
 def test_images_in_tar_files(tmp_path):
     root = write_folder(tmp_path / "images")
     bad = write_truncated(root / "train/dog/2.png")
@@ -125,40 +119,76 @@ def test_images_in_tar_files(tmp_path):
     assert [bad.name in line for batch in batches for line in batch.unreadable] == [True]
 
 
-@pytest.fixture
-def shards(tmp_path):
-    """Four WebDataset shards of eight images."""
-    pytest.importorskip("webdataset")
-    image = write_image(tmp_path / "a.jpg").read_bytes()
-    for number in range(4):
-        with tarfile.open(tmp_path / f"in-train-{number}.tar", "w") as archive:
-            for i in range(8):
-                add(archive, f"{number}{i}.jpg", image)
-                add(archive, f"{number}{i}.cls", str(i % 2).encode())
-    return tmp_path
+STREAMS = pytest.mark.parametrize("write", [write_shards, write_parquet])
 
 
+def stream(data, epoch=0, num_workers=0, *, is_training=True):
+    torch.manual_seed(epoch)  # what the trainer seeds before an epoch
+    loader = create_loader(
+        part({"batch_size": 8, **data}, "train" if is_training else "val", "RGB"),
+        pil_to_tensor,
+        batch_size=8,
+        num_workers=num_workers,
+        seed=0,
+        share=Share(),
+        is_training=is_training,
+    )
+    loader.dataset.epoch = epoch
+    batches = list(loader)
+    assert len(batches) == len(loader) == 4
+    return batches
+
+
+def numbers(batches):
+    """Which images batches hold, by their colour."""
+    return [int(image[0, 0, 0]) for batch in batches for image in batch.images]
+
+
+@STREAMS
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_stream_is_the_same_each_time(shards, num_workers):
-    def stream(epoch):
-        data = {"dataset": "wds/in", "root": shards, "train_options": {"split": "in-train-{0..3}.tar|32"}}
-        loader = create_loader(
-            part(data, "train", "RGB"),
-            to_tensor,
-            batch_size=8,
-            num_workers=num_workers,
-            seed=0,
-            share=Share(),
-            is_training=True,
-        )
-        loader.dataset.epoch = epoch
-        return [batch.images for batch in loader]
+def test_a_stream_is_the_same_each_time(write, num_workers, tmp_path):
+    data = write(tmp_path)
+    one, again, other = (numbers(stream(data, epoch, num_workers)) for epoch in (0, 0, 1))
+    assert one == again
+    assert one != other
+    assert sorted(one) == sorted(other) == list(range(32))
 
-    one, again, other = stream(0), stream(0), stream(1)
-    assert len(one) == len(again) > 0
-    for a, b in zip(one, again, strict=True):
-        assert torch.equal(a, b)
-    assert not torch.equal(torch.cat(one), torch.cat(other))
+
+@STREAMS
+def test_a_stream_is_the_same_after_others(write, tmp_path):
+    dataset = part({"batch_size": 8, **write(tmp_path)}, "train", "RGB")
+    orders = []
+    for epoch in (0, 1, 0):
+        dataset.set_epoch(epoch)
+        orders.append([image.getpixel((0, 0)) for image, _ in dataset])
+    assert orders[0] == orders[2] != orders[1]
+
+
+@STREAMS
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_broken_images_of_a_stream(write, num_workers, tmp_path):
+    data = write(tmp_path, broken=(0, 5, 31))
+    batches = stream(data, num_workers=num_workers)
+    lines = [line for batch in batches for line in batch.unreadable]
+    assert len(lines) == 3
+    assert all("cannot read " in line for line in lines)
+    assert set(numbers(batches)) == set(range(32)) - {0, 5, 31}
+    batches = stream(data, num_workers=num_workers, is_training=False)
+    assert [label for batch in batches for label in batch.labels.tolist()].count(IGNORED) == 3
+    assert sum(len(batch.unreadable) for batch in batches) == 3
+
+
+@STREAMS
+def test_a_stream_of_broken_images(write, tmp_path):
+    with pytest.raises(UserError, match="32 images in a row cannot be read: cannot read "):
+        stream(write(tmp_path, broken=range(32)))
+
+
+@STREAMS
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_more_workers_than_shards(write, tmp_path):
+    with pytest.raises(UserError, match="shard"):
+        stream(write(tmp_path), num_workers=5)
 
 
 def test_a_hugging_face_data_set(tmp_path):

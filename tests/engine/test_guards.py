@@ -6,6 +6,7 @@ import signal
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 
 from tests.engine.test_trainer import assert_same, load
 from tests.tiny import FewDigits, few_digits, tiny_config
@@ -57,6 +58,31 @@ def test_a_gradient_that_is_not_finite_is_skipped(tmp_path, monkeypatch, caplog)
     assert "the gradient of head.weight is not finite" in caplog.text
     for one, other in zip(before, trainer.bare_model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_scaler_of_half_precision_finds_its_scale(tmp_path, monkeypatch):
+    """With one put where accelerate has it on a GPU; its first scale is too large."""
+    build = Accelerator.__init__
+
+    def with_scaler(self, **options):
+        build(self, **options)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-20, growth_interval=100)
+
+    def unscale(self):
+        self.scaler.unscale_(self._optimizers[0].optimizer)
+
+    monkeypatch.setattr(Accelerator, "__init__", with_scaler)
+    monkeypatch.setattr(Accelerator, "unscale_gradients", unscale)
+    trainer = Trainer(tiny_config(schedule__num_epochs=1, train__save_updates=1, train__keep=5), tmp_path)
+    loss, before = trainer.loss, trainer.bare_model.head.weight.clone()
+    trainer.loss = lambda outputs, targets: 2**10 * loss(outputs, targets)
+    trainer.fit()
+    saves = [load(tmp_path / f"last.{number}.pth")["training"] for number in (4, 3, 2, 1)]
+    assert [save["scaler"]["scale"] for save in saves] == [2.0**107] * 4
+    assert [save["position"]["counted"] for save in saves] == [0, 1, 2, 3]
+    assert torch.equal(saves[0]["model"]["head.weight"], before)
+    assert not torch.equal(saves[1]["model"]["head.weight"], before)
+    assert all(parameter.isfinite().all() for parameter in trainer.bare_model.parameters())
 
 
 def test_too_many_in_a_row_stop_the_run(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import few_digits, tiny_config
+from tests.tiny import few_digits, tiny_config, write_parquet, write_shards
 from vim.engine.config import load_config
 from vim.engine.trainer import Trainer
 from vim.engine.weights import save_whole
@@ -199,6 +199,9 @@ def test_a_file_that_is_no_checkpoint_of_a_run(state, message, tmp_path):
         ({"optimizer__opt": "nothing"}, "optimizer does not fit: Optimizer nothing not found"),
         ({"optimizer__nothing": 1}, "optimizer does not fit: .*unexpected keyword argument 'nothing'"),
         ({"schedule__sched": "nothing"}, "schedule does not fit: Unknown scheduler 'nothing'"),
+        ({"optimizer__opt": "adahessian"}, "optimizer does not fit: opt must not be 'adahessian', which needs second"),
+        ({"schedule__sched": "step", "schedule__decay_epochs": 0}, "schedule does not fit: .*by zero"),
+        ({"schedule__noise": "abc"}, "schedule does not fit: "),
         ({"schedule__sched": "plateau"}, "schedule.sched cannot be 'plateau'.* take 'cosine'"),
         ({"mixup__nothing": 1}, "mixup does not fit: .*unexpected keyword argument 'nothing'"),
         ({"mixup__mixup_alpha": 1.0, "data__batch_size": 15}, "mixup needs an even data.batch_size, got 15"),
@@ -211,6 +214,20 @@ def test_a_file_that_is_no_checkpoint_of_a_run(state, message, tmp_path):
 def test_a_config_that_does_not_fit(options, message, tmp_path):
     with pytest.raises(UserError, match=message):
         Trainer(tiny_config(**options), tmp_path)
+
+
+@pytest.mark.parametrize("write", [write_shards, write_parquet])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_goes_on_exactly(write, num_workers, tmp_path):
+    data = {f"data__{key}": value for key, value in write(tmp_path / "data", broken=(5,)).items()}
+    options = {"model__num_classes": 2, "data__batch_size": 8, "data__max_unreadable": 0.1, "train__save_updates": 1}
+    config = tiny_config(**data, **options, data__num_workers=num_workers, train__keep=9)
+    Trainer(config, tmp_path / "whole").fit()
+    for number in (2, 7):  # in the second epoch, and in the first
+        resume = tmp_path / f"whole/last.{number}.pth"
+        assert load(resume)["training"]["position"]["update"] not in (0, 4)
+        Trainer(config, tmp_path / "other", resume).fit()
+        assert_same(load(tmp_path / "other/last.pth"), load(tmp_path / "whole/last.pth"))
 
 
 def test_a_work_dir_that_cannot_be_made(tmp_path):

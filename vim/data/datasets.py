@@ -9,6 +9,7 @@ from torch.utils.data import Dataset, IterableDataset
 from vim.data.digits import Digits
 from vim.data.images import image_folder, read_image
 from vim.data.mnist import Mnist5k
+from vim.data.streams import Stream
 from vim.errors import UserError, describe
 
 BUILT_IN = {"digits": Digits, "mnist5k": Mnist5k}
@@ -67,7 +68,7 @@ def part(data: dict[str, Any], name: str, mode: str) -> Any:
     dataset, root = str(data.get("dataset")), data.get("root")
     if dataset in BUILT_IN:
         return BUILT_IN[dataset](train=name == "train", mode=mode)
-    options = data.get(f"{name}_options", {})
+    options = {"batch_size": data.get("batch_size", 1), **data.get(f"{name}_options", {})}
     if dataset == "folder":
         if not root:
             raise UserError(f"data.root must name the folder that holds {name}: --cfg-options data.root=PATH")
@@ -86,9 +87,9 @@ def _timm(name: str, root: Any, split: str, mode: str, options: dict[str, Any]) 
         dataset: Any = create_dataset(name, root=root and str(root), input_img_mode=mode, **{**default, **options})
     except Exception as error:  # readers raise many kinds, and assertions
         raise UserError(f"cannot open the data set {name or root} ({split}): {describe(error)}") from error
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "reader"):
-        return dataset
-    return TimmImages(dataset, mode)
+    if isinstance(dataset, IterableDataset):
+        return Stream(dataset, mode)
+    return TimmImages(dataset, mode) if hasattr(dataset, "reader") else dataset
 
 
 def class_names(dataset: Any) -> list[str] | None:

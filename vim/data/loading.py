@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from vim.data.streams import Stream
 from vim.errors import UserError
 
 IGNORED = -1  # the label of what is not to be counted: padding, an image that cannot be read
 PADDING = -1  # the repeat of a key that is there to make batches equally long
+MOST_UNREADABLE = 100  # in a row
 
 
 class Key(NamedTuple):
@@ -67,7 +69,7 @@ class Prepared(Dataset[Any]):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, list[str]]:
         unreadable = []
-        for offset in range(min(len(self.dataset), 100) if self.substitute else 1):
+        for offset in range(min(len(self.dataset), MOST_UNREADABLE) if self.substitute else 1):
             index = (key.image + offset) % len(self.dataset)
             try:
                 image, label = self.dataset[index]
@@ -84,12 +86,19 @@ class Prepared(Dataset[Any]):
 class PreparedStream(IterableDataset[Any]):
     """Likewise for a data set that can only be read from its beginning; here they follow from the workers' number too.
 
+    Args:
+        dataset: a :class:`vim.data.streams.Stream`.
+        substitute: give the readable image before one that cannot be read, or after it, once more.
+
     Attributes:
         epoch: which epoch the next iteration is of.
     """
 
-    def __init__(self, dataset: Any, transform: Callable[[Any], Tensor], seed: int, share: Share) -> None:
+    def __init__(
+        self, dataset: Any, transform: Callable[[Any], Tensor], seed: int, share: Share, *, substitute: bool
+    ) -> None:
         self.dataset, self.transform, self.seed, self.share = dataset, transform, seed, share
+        self.substitute = substitute
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -99,9 +108,30 @@ class PreparedStream(IterableDataset[Any]):
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         self.dataset.set_epoch(self.epoch)
-        for position, (image, label) in enumerate(self.dataset):
+        for position, (image, label, unreadable) in enumerate(self._readable()):
             seed_all(self.seed, self.epoch, self.share.rank * workers + number, position)
-            yield self.transform(image), label, []
+            yield (torch.empty(0) if image is None else self.transform(image)), label, unreadable
+
+    def _readable(self) -> Iterator[tuple[Any, int, list[str]]]:
+        """The samples, and a substitute, or (None, `IGNORED`), for each that cannot be read."""
+        last: tuple[Any, int] | None = None
+        early: list[str] = []  # what could not be read before the first image that could
+        for image, label in self.dataset:
+            if not isinstance(image, UserError):
+                yield from [(image, label, [line]) for line in early]
+                early = []
+                last = image, label
+                yield *last, []
+            elif not self.substitute:
+                yield None, IGNORED, [str(image)]
+            elif last:
+                yield *last, [str(image)]
+            else:
+                early.append(str(image))
+                if len(early) == MOST_UNREADABLE:
+                    break
+        if early:
+            raise UserError(f"{len(early)} images in a row cannot be read: {early[0]}")
 
 
 class EpochBatches:
@@ -184,10 +214,11 @@ def create_loader(
         "collate_fn": collate,
         "worker_init_fn": _ignore_sigterm,
     }
-    if isinstance(dataset, IterableDataset):
+    if isinstance(dataset, Stream):
         if repeats > 1:
             raise UserError("data.repeats must be 1 for a stream, which gives each image once")
-        stream = PreparedStream(dataset, transform, seed, share)
+        dataset.set_workers(num_workers)
+        stream = PreparedStream(dataset, transform, seed, share, substitute=is_training)
         return DataLoader(stream, batch_size=batch_size, drop_last=is_training, **options)
     batches = (
         EpochBatches(len(dataset), batch_size, seed, share, repeats=repeats)

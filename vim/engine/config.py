@@ -58,11 +58,12 @@ VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.batch_size": (lambda value: _is_whole(value, 1), "a whole number from 1"),
     "data.num_workers": (lambda value: _is_whole(value, 0), "a whole number from 0"),
     "schedule.num_epochs": (lambda value: _is_whole(value, 1), "a whole number from 1"),
+    "schedule.warmup_epochs": (lambda value: value is None or _is_whole(value, 0), "a whole number from 0"),
     "train.seed": (lambda value: _is_whole(value, 0), "a whole number from 0"),
     "train.amp": (lambda value: value in (None, "no", "bf16", "fp16"), "'no', 'bf16' or 'fp16'"),
     "train.clip_grad": (
-        lambda value: value is None or (isinstance(value, int | float) and value >= 0),
-        "a number from 0",
+        lambda value: value is None or (isinstance(value, int | float) and value > 0),
+        "None or a number above 0",
     ),
     "data.repeats": _COUNT,
     "data.max_unreadable": (_is_share, "a number from 0 to below 1"),
@@ -72,7 +73,10 @@ VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.save_updates": _COUNT,
     "train.keep": _COUNT,
     "train.max_skipped": _COUNT,
-    "train.trackers": (lambda value: value is None or isinstance(value, list | tuple), "a list of names"),
+    "train.trackers": (
+        lambda value: value is None or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)),
+        "a list of names",
+    ),
     "train.ema_decay": (_is_share, "a number from 0 to below 1"),
     "train.smoothing": (_is_share, "a number from 0 to below 1"),
 }

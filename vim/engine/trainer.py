@@ -16,6 +16,7 @@ from typing import Any, cast
 import timm
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import gather_object
 from mmengine.config import Config
 from PIL import Image
 from timm.data import Mixup
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 import vim  # noqa: F401  registers the models
 from vim.checkpoints import check_fit
@@ -146,6 +147,8 @@ class Trainer:
             )
         with reading("optimizer"):
             optimizer = create_optimizer_v2(model, **config.optimizer)
+            if getattr(optimizer, "is_second_order", False):
+                raise ValueError(f"opt must not be {config.optimizer.opt!r}, which needs second derivatives")
         self.ema = ModelEmaV3(model, decay=self.options.ema_decay) if self.options.get("ema_decay") else None
         self.loader = build_loader(config.data, splits.train, model, share, seed=self.options.seed, is_training=True)
         self.held_out = build_loader(config.data, splits.held_out, model, share, is_training=False)
@@ -168,6 +171,7 @@ class Trainer:
             )
             if self.scheduler is None:
                 raise ValueError(f"sched must name a schedule such as 'cosine', got {config.schedule.sched!r}")
+            self._set_rate(self.num_epochs - 1, self.updates)
         self._build_loss()
         self.at = Position()
         self.rows: list[dict[str, float]] = []  # of the log, one an epoch
@@ -176,6 +180,13 @@ class Trainer:
         self.resumed_here = resume is not None and resume.resolve() == (work_dir / "last.pth").resolve()
         if resume is not None:
             self._resume(resume)
+        # it follows from the position and this config, which may have more epochs than the one resumed from
+        self._set_rate(self.at.epoch, self.at.update)
+
+    def _set_rate(self, epoch: int, update: int) -> None:
+        """Have the learning rate that the schedule has there."""
+        self.scheduler.step(epoch)
+        self.scheduler.step_update(epoch * self.updates + update)
 
     def _spread(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
         """The two as accelerate is configured: DDP, FSDP, or as they are."""
@@ -252,11 +263,11 @@ class Trainer:
         every = self.options.get("save_updates")
         for batches in self._batches_left():
             number = self.at.epoch * self.updates + self.at.update
-            if not batches:
-                _logger.warning(
-                    "epoch %d ended after %d of %d updates", self.at.epoch + 1, self.at.update, self.updates
+            if len(batches) < self.accumulate:
+                raise UserError(
+                    f"epoch {self.at.epoch + 1} ended after {self.at.update} of {self.updates} updates: the stream has "
+                    f"fewer than the {len(cast(Any, self.loader.dataset))} images it was said to have"
                 )
-                break
             loss, stop = self._update(batches, number)
             self.at.update += 1
             bar.step(self.at.epoch + 1, loss)
@@ -270,6 +281,7 @@ class Trainer:
     def _batches_left(self) -> Iterator[list[Batch]]:
         """The batches of each update that is left in the epoch."""
         seen = self.at.update * self.accumulate
+        seed_all(self.options.seed, self.at.epoch, self.accelerator.process_index)  # a stream's workers draw from it
         dataset: Any = self.loader.dataset
         sampler: Any = self.loader.batch_sampler
         if not hasattr(sampler, "epoch"):  # it can only be read from its beginning
@@ -352,11 +364,8 @@ class Trainer:
                 _logger.warning("left out: %s", line)
                 with (self.work_dir / "unreadable.txt").open("a") as file:
                     file.write(f"{line}\n")
-        dataset: Any = loader.dataset
-        if not lines or isinstance(dataset, IterableDataset):
-            return
-        most, count = self.config.data.get("max_unreadable", 0.01), len(dataset.dataset)
-        if len(self.unreadable) > most * count:
+        most, count = self.config.data.get("max_unreadable", 0.01), len(cast(Any, loader.dataset).dataset)
+        if lines and len(self.unreadable) > most * count:
             raise UserError(
                 f"{len(self.unreadable)} of {count} images cannot be read, more than data.max_unreadable ({most:.2%}): "
                 f"see {self.work_dir / 'unreadable.txt'}; {'; '.join(self.unreadable)}"
@@ -365,6 +374,7 @@ class Trainer:
     def _evaluate(self) -> Evaluation:
         model = self.bare_model if self.ema is None else self.ema.module
         evaluation = evaluate(model, self.held_out, self.accelerator, len(self.classes))
+        self._note_unreadable(gather_object(list(self.unreadable)), self.loader)
         self._note_unreadable(evaluation.unreadable, self.held_out)
         return evaluation
 
@@ -461,6 +471,3 @@ class Trainer:
                 f"{path} was saved within an epoch, whose order follows from {key}: it was {training['order'][key]}, "
                 f"and is now {self._order()[key]}; resume with the same"
             )
-        # the learning rate follows from the position and this config, which may have more epochs than the last
-        self.scheduler.step(self.at.epoch)
-        self.scheduler.step_update(self.at.epoch * self.updates + self.at.update)
