@@ -3,6 +3,7 @@
 if __name__ != "vim.models":  # under another name every model would be registered twice
     raise ImportError(f"import vim.models, not {__name__}: the folder is installed as vim.models")
 
+from .videomamba import VideoMamba
 from .vim import Vim
 
-__all__ = ["Vim"]
+__all__ = ["VideoMamba", "Vim"]

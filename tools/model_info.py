@@ -56,6 +56,8 @@ def examine(name: str, img_size: int | None, batch_size: int) -> dict[str, Any]:
             model: Any = timm.create_model(name, **options).eval()
         size = model.pretrained_cfg["input_size"]
         size = (*size[:-2], img_size, img_size) if img_size else size
+        frames = getattr(getattr(model, "patch_embed", None), "num_frames", None)
+        size = (size[0], frames, *size[1:]) if frames else size  # timm's input_size has no time
         counts = count(model, size, batch_size)
         features = model.forward_features(torch.empty(1, *size, device="meta"))
     except Exception as error:  # models raise many kinds

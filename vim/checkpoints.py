@@ -17,13 +17,15 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from vim.errors import UserError, describe
-from vim.layers import NUM_CLASS_TOKENS, resize_position_table
+from vim.layers import NUM_CLASS_TOKENS, resize_position_table, resize_temporal_table
 
 WRAPPERS = ("model", "module", "state_dict")
 EMA_WRAPPERS = ("model_ema", "state_dict_ema")
 PREFIXES = ("module.", "backbone.", "encoder.", "_orig_mod.")
-UNUSED = ("rope.", "distill_head.", "clip_decoder.", "clip_teacher.")
+UNUSED = ("rope.", "distill_head.", "clip_decoder.", "clip_teacher.", "pool_norm.")
+IMAGES_AND_TEXT = "vision_encoder."  # of a model of both: the part that is ours
 FIRST_CONV = "patch_embed.proj.weight"
+TIMES = "temporal_pos_embedding"
 HEAD = ("head.weight", "head.bias")
 # of what torch's own reader lets a file call, the part that needs no more memory than the file
 HARMLESS = re.compile(
@@ -39,8 +41,9 @@ _logger = logging.getLogger(__name__)
 def load_pretrained(model: nn.Module, path: str | Path, *, use_ema: bool = False) -> None:
     """Load a published checkpoint, or one like it, from a file: safetensors, or what `torch.save` writes.
 
-    The position table is resized to the model's grid and the first convolution adapted to its channels. The head is
-    drawn anew, with a warning, only where the model was asked for another number of classes than its weights' tag has.
+    The position tables are resized to the model's grid and frames, and the first convolution is adapted to its channels
+    and, where image weights go to a model of clips, to its tubelets. The head is drawn anew, with a warning, only where
+    the model was asked for another number of classes than its weights' tag has, or has others than image weights.
 
     Args:
         model: made by `timm.create_model`.
@@ -126,9 +129,10 @@ def _inspect(path: Path) -> None:
 def adapt(checkpoint: dict[str, Any], model: Any, source: str | Path, *, use_ema: bool = False) -> dict[str, Tensor]:
     """The state dict for a model out of what :func:`read_checkpoint` read; see :func:`load_pretrained`."""
     weights = rename(checkpoint, source, use_ema=use_ema)
-    _choose_head(weights, model, source)
     _adapt_channels(weights, model)
-    _resize_table(weights, model)
+    inflated = _inflate(weights, model)
+    _choose_head(weights, model, source, of_other_inputs=inflated)
+    _resize_tables(weights, model)
     check_fit(weights, model, source)
     return weights
 
@@ -148,6 +152,12 @@ def rename(checkpoint: dict[str, Any], source: str | Path, *, use_ema: bool = Fa
         if not isinstance(key, str):  # nor written out: a tuple can be endless
             raise UserError(f"{source} holds no state dict: expected names of tensors, got a {type(key).__name__}")
     weights = checkpoint
+    if any(key.startswith(IMAGES_AND_TEXT) for key in weights):
+        weights = {
+            key.removeprefix(IMAGES_AND_TEXT): value
+            for key, value in weights.items()
+            if key.startswith(IMAGES_AND_TEXT)
+        }
     prefix: str | None = ""
     while prefix is not None:
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
@@ -179,8 +189,11 @@ def _check_tensors(weights: Mapping[str, Any], source: str | Path) -> None:
             )
 
 
-def _choose_head(weights: dict[str, Tensor], model: Any, source: str | Path) -> None:
-    """Keep the file's head where it fits, drop it for a model without; else a new one, if other classes are wanted."""
+def _choose_head(weights: dict[str, Tensor], model: Any, source: str | Path, *, of_other_inputs: bool) -> None:
+    """Keep the file's head where it fits, drop it for a model without; else a new one, if other classes are wanted.
+
+    They are if the model was asked for them, or takes clips where the file's takes images.
+    """
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items() if key in HEAD}
     if not shapes:
         for key in HEAD:
@@ -189,24 +202,49 @@ def _choose_head(weights: dict[str, Tensor], model: Any, source: str | Path) -> 
     found = [weights[key].shape for key in HEAD if key in weights]
     classes = found[0][0] if found and found[0] else 0
     sound = found in ([], [(classes, model.embed_dim), (classes,)])  # else check_fit says what is wrong
-    if sound and classes != model.num_classes != model.pretrained_cfg.get("num_classes"):
+    wanted = of_other_inputs or model.num_classes != model.pretrained_cfg.get("num_classes")
+    if sound and wanted and classes != model.num_classes:
         _logger.warning("The head is new: %s was not trained on %d classes", source, model.num_classes)
         weights.update({key: tensor for key, tensor in model.state_dict().items() if key in HEAD})
 
 
 def _adapt_channels(weights: dict[str, Tensor], model: Any) -> None:
     weight = weights.get(FIRST_CONV)
-    if weight is not None and weight.dim() == 4 and weight.shape[1] == 3 != model.in_chans:
-        weights[FIRST_CONV] = adapt_input_conv(model.in_chans, weight)
+    if weight is not None and weight.dim() in (4, 5) and weight.shape[1] == 3 != model.in_chans:
+        adapted = adapt_input_conv(model.in_chans, weight.flatten(2, -2))  # it takes four dimensions
+        weights[FIRST_CONV] = adapted.unflatten(2, weight.shape[2:-1])
 
 
-def _resize_table(weights: dict[str, Tensor], model: Any) -> None:
-    table = weights.get("pos_embed")
-    if table is None or table.dim() != 3 or (table.shape[0], table.shape[2]) != (1, model.embed_dim):
-        return  # check_fit says so
-    grid = _grid(table.shape[1] - NUM_CLASS_TOKENS[model.class_token], model)
-    if grid is not None:
-        weights["pos_embed"] = resize_position_table(table, grid, model.patch_embed.grid_size, model.class_token)
+def _inflate(weights: dict[str, Tensor], model: Any) -> bool:
+    """Make image weights, if they are, those of a model of clips: tubelets for patches, and no position in time."""
+    weight, state = weights.get(FIRST_CONV), model.state_dict()
+    if weight is None or weight.dim() != 4 or state[FIRST_CONV].dim() != 5:
+        return False
+    tubelet_size = state[FIRST_CONV].shape[2]
+    if model.inflation == "average":
+        inflated = weight.unsqueeze(2).repeat(1, 1, tubelet_size, 1, 1) / tubelet_size
+    else:
+        inflated = weight.new_zeros(*weight.shape[:2], tubelet_size, *weight.shape[2:])
+        inflated[:, :, tubelet_size // 2] = weight
+    weights[FIRST_CONV] = inflated
+    weights.setdefault(TIMES, torch.zeros_like(state[TIMES], device="cpu"))
+    return True
+
+
+def _resize_tables(weights: dict[str, Tensor], model: Any) -> None:
+    """To the model's grid and times. A table that is none is left to check_fit."""
+
+    def is_table(key: str) -> bool:
+        shape = weights[key].shape if key in weights else ()
+        return len(shape) == 3 and (shape[0], shape[2]) == (1, model.embed_dim) and shape[1] > 0
+
+    if is_table("pos_embed"):
+        grid = _grid(weights["pos_embed"].shape[1] - NUM_CLASS_TOKENS[model.class_token], model)
+        if grid is not None:
+            new_grid = model.patch_embed.grid_size
+            weights["pos_embed"] = resize_position_table(weights["pos_embed"], grid, new_grid, model.class_token)
+    if is_table(TIMES):
+        weights[TIMES] = resize_temporal_table(weights[TIMES], model.patch_embed.num_tubelets)
 
 
 def _grid(patches: int, model: Any) -> tuple[int, int] | None:

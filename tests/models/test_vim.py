@@ -1,19 +1,15 @@
-import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 
 import vim
-from tests.golden.weights import generate, weight
+from tests.golden.check import check_keys, check_outputs, load_cases, published_weights
 
-CASES = {
-    case["name"]: case for case in json.loads((Path(__file__).parents[1] / "golden/vim.json").read_text())["cases"]
-}
+CASES = load_cases("vim.json")
 COUNTS = {
     "vim_tiny": 7_148_008,
     "vim_tiny_stride8": 7_250_344,
@@ -40,48 +36,18 @@ def golden(request, tmp_path_factory):
     """A published model: the case, and the model with its weights loaded from a file of the published layout."""
     case = CASES[request.param]
     path = tmp_path_factory.mktemp("golden") / "published.pth"
-    torch.save({"model": {key: weight(key, shape) for key, shape in case["state_dict"].items()}}, path)
+    torch.save({"model": published_weights(case)}, path)
     model = timm.create_model(case["name"], pretrained=True, pretrained_cfg_overlay={"file": str(path)})
     return case, model.eval()
 
 
-def relative(got, want):
-    want = torch.tensor(want)
-    return ((got.flatten()[: want.numel()] - want.flatten()).norm() / want.norm()).item()
-
-
 def test_published_keys_and_shapes(golden):
-    case, model = golden
-    assert {name: list(t.shape) for name, t in model.state_dict().items()} == case["state_dict"]
-    assert sum(p.numel() for p in model.parameters()) == case["num_params"]
+    check_keys(*golden)
 
 
-@torch.no_grad()
 def test_published_outputs(golden, backend, monkeypatch):
     monkeypatch.setenv("VIM_BACKEND", backend)
-    case, model = golden
-    image = generate(case["input"]["seed"], case["input"]["shape"])
-    seen = {}
-    for name in case["block_outputs"]:
-        mixer = model.get_submodule(f"{name}.mixer")
-        mixer.register_forward_hook(lambda module, args, out, name=name: seen.update({name: out}))
-    model.patch_embed.register_forward_hook(lambda module, args, out: seen.update(patches=out))
-    tokens = model.forward_features(image)
-    features = model.forward_head(tokens, pre_logits=True)
-    logits = model(image)
-
-    assert relative(seen["patches"], case["patch_embed_first"]) < 1e-4
-    for name, want in case["block_outputs"].items():
-        assert list(seen[name].shape) == want["shape"]
-        assert relative(seen[name][0, 0], want["first_token"]) < 1e-4
-        assert relative(seen[name][0, -1], want["last_token"]) < 1e-4
-        assert seen[name].std().item() == pytest.approx(want["std"], rel=1e-4)
-    per_image = torch.tensor(case["pre_head_first"]).view(len(image), -1)
-    assert relative(features[:, : per_image.shape[1]], per_image.tolist()) < 1e-4
-    assert features.std().item() == pytest.approx(case["pre_head_std"], rel=1e-4)
-    assert relative(logits[:, : len(case["logits_first"][0])], case["logits_first"]) < 1e-4
-    assert logits.std().item() == pytest.approx(case["logits_std"], rel=1e-4)
-    assert logits.argmax(1).tolist() == case["logits_argmax"]
+    check_outputs(*golden)
 
 
 @pytest.mark.parametrize("class_token", ["middle", "first", "ends", "none"])

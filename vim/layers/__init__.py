@@ -1,8 +1,9 @@
 """Tokens in, tokens out: what the families are built from."""
 
+from .backbone import MambaBackbone
 from .block import MambaBlock
 from .features import FeatureGetter
-from .mamba import Directions, Init, MambaMixer
+from .mamba import Directions, Init, MambaMixer, MixerState
 from .norm import RMSNorm, residual_dtype
 from .patch_embed import PatchEmbed
 from .position import (
@@ -10,21 +11,29 @@ from .position import (
     ClassToken,
     insert_class_tokens,
     resize_position_table,
+    resize_temporal_table,
     split_class_tokens,
 )
+from .scan_paths import SCAN_ORDERS, ScanOrder, spatiotemporal_paths
 
 __all__ = [
     "NUM_CLASS_TOKENS",
+    "SCAN_ORDERS",
     "ClassToken",
     "Directions",
     "FeatureGetter",
     "Init",
+    "MambaBackbone",
     "MambaBlock",
     "MambaMixer",
+    "MixerState",
     "PatchEmbed",
     "RMSNorm",
+    "ScanOrder",
     "insert_class_tokens",
     "residual_dtype",
     "resize_position_table",
+    "resize_temporal_table",
+    "spatiotemporal_paths",
     "split_class_tokens",
 ]

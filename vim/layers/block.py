@@ -3,6 +3,7 @@
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .mamba import MambaMixer, MixerState
 from .norm import RMSNorm
 
 
@@ -13,12 +14,17 @@ class MambaBlock(nn.Module):
     branch of block j is dropped with the j-th of the rates either way.
     """
 
-    def __init__(self, norm: RMSNorm, mixer: nn.Module, *, drop_path: float = 0.0) -> None:
+    def __init__(self, norm: RMSNorm, mixer: MambaMixer, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.norm = norm
         self.mixer = mixer
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, residual: Tensor) -> Tensor:
-        """Map (b, l, d), float32, to the same."""
-        return residual + self.drop_path(self.mixer(self.norm(residual)))
+    def forward(self, residual: Tensor, paths: Tensor | None = None) -> Tensor:
+        """Map (b, l, d), float32, to the same; `paths` are the mixer's."""
+        return residual + self.drop_path(self.mixer(self.norm(residual), paths))
+
+    def step(self, residual: Tensor, state: MixerState | None) -> tuple[Tensor, MixerState]:
+        """Map the next tokens of a sequence, (b, l, d), float32, to the same; see :meth:`MambaMixer.step`."""
+        mixed, state = self.mixer.step(self.norm(residual), state)
+        return residual + self.drop_path(mixed), state

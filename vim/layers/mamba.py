@@ -8,6 +8,7 @@ import math
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vim.kernels  # noqa: F401  registers the ops
@@ -16,6 +17,8 @@ from .norm import residual_dtype
 
 Directions = Literal["none", "v1", "v2"]
 Init = Literal["published", "corrected"]
+# what a sequence leaves behind: the convolution's last inputs, (b, taps - 1, e), and the scan's state, (b, 1, e, n)
+MixerState = tuple[Tensor, Tensor]
 
 
 class MambaMixer(nn.Module):
@@ -114,9 +117,49 @@ class MambaMixer(nn.Module):
         dt = torch.empty_like(bias, dtype=torch.float32).uniform_(low, high).exp_().clamp_(min=1e-4)
         bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (b, l, d) to (b, l, d)."""
-        b, l, _ = x.shape
+    def forward(self, x: Tensor, paths: Tensor | None = None) -> Tensor:
+        """Map (b, l, d) to (b, l, d).
+
+        Args:
+            paths: (k, l), the tokens' indices in the order of each scan: one for each direction, or as many more for
+                them all to scan again with the same parameters. By default every scan takes the tokens as they come.
+        """
+        h, z = self.in_proj(x).chunk(2, dim=-1)  # (b, l, e) each
+        c = len(self.convolved)
+        if paths is None:
+            h = h.unsqueeze(1).expand(-1, c, -1, -1)  # (b, c, l, e), not copied
+            y, _ = self._scan(h, z.unsqueeze(1), None, self.combine, False)
+            return self.out_proj(y.squeeze(1))
+        b, k = x.shape[0], paths.shape[0]
+        h = h[:, paths].reshape(b * (k // c), c, x.shape[1], self.d_inner)  # a further scan is a further image
+        y, _ = self._scan(h, None, None, "none", False)
+        back = paths.argsort(dim=1).unsqueeze(0).unsqueeze(-1)  # (1, k, l, 1)
+        y = y.reshape(b, k, x.shape[1], self.d_inner)
+        y = y.gather(2, back.expand_as(y))
+        y = y.sum(1) if self.combine == "sum" else y.mean(1)
+        return self.out_proj(y * F.silu(z))
+
+    def step(self, x: Tensor, state: MixerState | None) -> tuple[Tensor, MixerState]:
+        """Map the next tokens of a sequence, (b, l, d), to what :meth:`forward` gives for them in the whole of it.
+
+        Args:
+            state: what the tokens before have left; None at the start.
+
+        Raises:
+            ValueError: there is a backward direction, which begins at the sequence's end.
+        """
+        if self.directions != "none":
+            raise ValueError(f"only directions='none' goes on step by step, got {self.directions!r}")
+        h, z = self.in_proj(x).chunk(2, dim=-1)
+        before, last = (h.new_zeros(len(h), self.d_conv - 1, self.d_inner), None) if state is None else state
+        h = torch.cat([before, h], dim=1)
+        y, last = self._scan(h.unsqueeze(1), z.unsqueeze(1), last, self.combine, True)
+        return self.out_proj(y.squeeze(1)), (h[:, x.shape[1] :].clone(), last)
+
+    def _scan(
+        self, h: Tensor, z: Tensor | None, state: Tensor | None, combine: str, step: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Convolve and scan h, (b, c, l, e). In a step, h starts with the convolution's last inputs."""
         e, n, r = self.d_inner, self.d_state, self.dt_rank
         c, k = len(self.convolved), len(self.scanned)
         conv, dt_proj, A_log = (
@@ -137,8 +180,10 @@ class MambaMixer(nn.Module):
             vectors += [conv_bias, self.dt_proj_b.bias, self.D_b]
         conv_bias, dt_bias, D = torch.stack(vectors).view(c, 3, e).unbind(1)  # (c, e) each
 
-        h, z = self.in_proj(x).unsqueeze(1).chunk(2, dim=-1)  # (b, 1, l, e) each
-        u = torch.ops.vim.causal_conv1d(h.expand(b, c, l, e), conv.squeeze(2), conv_bias, True, self.convolved, "auto")
+        u = torch.ops.vim.causal_conv1d(h, conv.squeeze(2), conv_bias, True, self.convolved, "auto")
+        if step:
+            u = u[:, :, self.d_conv - 1 :]
+        b, _, l, _ = u.shape
         rows = u.unbind(1)
         projected = [self.x_proj(rows[0])]
         if self.x_proj_b is not None:
@@ -151,9 +196,8 @@ class MambaMixer(nn.Module):
             B, C = B.expand(b, k, l, 1, n), C.expand(b, k, l, 1, n)
             D, dt_bias = D.expand(k, e), dt_bias.expand(k, e)
 
-        dtype = residual_dtype(x)
+        dtype = residual_dtype(h)
         A, D, dt_bias = torch.exp(A_log.to(dtype)).neg(), D.to(dtype), dt_bias.to(dtype)
-        y, _ = torch.ops.vim.selective_scan(
-            u, delta, A, B, C, D, z, dt_bias, None, True, self.scanned, self.combine, False, "auto"
+        return torch.ops.vim.selective_scan(
+            u, delta, A, B, C, D, z, dt_bias, state, True, self.scanned, combine, step, "auto"
         )
-        return self.out_proj(y.squeeze(1))

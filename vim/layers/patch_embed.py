@@ -1,17 +1,33 @@
-"""Images to patches."""
+"""Images to patches, clips to tubelets."""
 
 import torch
-from timm.layers import to_2tuple
+from timm.layers import register_notrace_function, to_2tuple
 from torch import Tensor, nn
 
 
+@register_notrace_function
+def as_frames(image: Tensor, frames: bool) -> Tensor:
+    """An image is a clip of one frame: (b, c, t, h, w) if `frames`, else (b, c, h, w), from either."""
+    if frames and image.dim() == 4:
+        return image.unsqueeze(2)
+    if not frames and image.dim() == 5:
+        return image.squeeze(2)
+    return image
+
+
 class PatchEmbed(nn.Module):
-    """A convolution over patches that may overlap.
+    """A convolution over patches that may overlap; in a clip, over tubelets, which are patches through some frames.
 
     Args:
         img_size: height and width in pixels.
         stride: pixels between neighbouring patches; below `patch_size` they overlap. By default the patch size.
+        num_frames: how many a clip has, for a position table of that length; None for images. An image is taken as a
+            clip of one frame, and the reverse.
+        tubelet_size: the frames of a tubelet, which overlaps no other in time.
         dynamic_img_size: take images of any size a patch fits in, not of `img_size` only.
+
+    Raises:
+        ValueError: a patch does not fit in, or tubelets do not make up the frames.
     """
 
     def __init__(
@@ -20,6 +36,8 @@ class PatchEmbed(nn.Module):
         img_size: int | tuple[int, int] = 224,
         patch_size: int | tuple[int, int] = 16,
         stride: int | tuple[int, int] | None = None,
+        num_frames: int | None = None,
+        tubelet_size: int = 1,
         in_chans: int = 3,
         embed_dim: int = 192,
         dynamic_img_size: bool = False,
@@ -29,22 +47,33 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size: tuple[int, int] = to_2tuple(patch_size)
         self.stride: tuple[int, int] = to_2tuple(patch_size if stride is None else stride)
-        self.dynamic_img_size = dynamic_img_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, self.patch_size, self.stride, device=device, dtype=dtype)
-        self.set_input_size(to_2tuple(img_size))
+        self.tubelet_size, self.dynamic_img_size = tubelet_size, dynamic_img_size
+        kernel, step = self.patch_size, self.stride
+        self.proj: nn.Conv2d | nn.Conv3d
+        if num_frames is None:
+            self.proj = nn.Conv2d(in_chans, embed_dim, kernel, step, device=device, dtype=dtype)
+        else:
+            kernel3, step3 = (tubelet_size, *kernel), (tubelet_size, *step)
+            self.proj = nn.Conv3d(in_chans, embed_dim, kernel3, step3, device=device, dtype=dtype)
+        self.set_input_size(img_size, num_frames)
 
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Take images of another size from now on.
+    def set_input_size(self, img_size: int | tuple[int, int], num_frames: int | None = None) -> None:
+        """Take images of another size from now on, or clips of another size and length.
 
         Raises:
-            ValueError: a patch does not fit in.
+            ValueError: a patch does not fit in, or tubelets do not make up the frames.
         """
         size: tuple[int, int] = to_2tuple(img_size)
         if min(size[0] - self.patch_size[0], size[1] - self.patch_size[1]) < 0:
             raise ValueError(f"img_size must be at least the patch size {self.patch_size}, got {size}")
-        self.img_size = size
+        if self.tubelet_size != 1 and num_frames is None:
+            raise ValueError(f"tubelet_size must be 1 for images, got {self.tubelet_size}: set num_frames")
+        if num_frames is not None and (num_frames < 1 or num_frames % self.tubelet_size):
+            raise ValueError(f"num_frames must be a multiple of tubelet_size {self.tubelet_size}, got {num_frames}")
+        self.img_size, self.num_frames = size, num_frames
         self.grid_size = self.feat_size(size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.num_tubelets = 1 if num_frames is None else num_frames // self.tubelet_size
 
     def feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches in an image of that height and width."""
@@ -52,10 +81,14 @@ class PatchEmbed(nn.Module):
         return rows, (img_size[1] - self.patch_size[1]) // self.stride[1] + 1
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map (b, c, h, w) to (b, rows, columns, d)."""
+        """Map (b, c, h, w) to (b, rows, columns, d), or (b, c, t, h, w) to (b, t / tubelet_size, rows, columns, d)."""
+        image = as_frames(image, self.num_frames is not None)
         if not self.dynamic_img_size:
             height, width = self.img_size
             expected = f"{height} x {width} pixels expected: set img_size, or dynamic_img_size=True"
-            torch._assert(image.shape[2] == height, expected)
-            torch._assert(image.shape[3] == width, expected)
-        return self.proj(image).permute(0, 2, 3, 1)
+            torch._assert(image.shape[-2] == height, expected)
+            torch._assert(image.shape[-1] == width, expected)
+        if self.num_frames is not None:
+            multiple = f"a multiple of {self.tubelet_size} frames expected: they are embedded tubelet_size at a time"
+            torch._assert(image.shape[2] % self.tubelet_size == 0, multiple)
+        return self.proj(image).movedim(1, -1)

@@ -1,4 +1,4 @@
-"""Class tokens and the position table: where they sit in a sequence, and how the table takes another grid."""
+"""Class tokens and the position tables: where they sit in a sequence, and how the tables take another grid."""
 
 from typing import Literal
 
@@ -49,3 +49,11 @@ def resize_position_table(
     grid = patches.reshape(1, old_grid[0], old_grid[1], -1).permute(0, 3, 1, 2)  # (1, d, rows, columns)
     grid = F.interpolate(grid.float(), size=new_grid, mode="bicubic", align_corners=False)
     return insert_class_tokens(grid.flatten(2).transpose(1, 2).to(table.dtype), tokens, class_token)
+
+
+def resize_temporal_table(table: Tensor, num_tubelets: int) -> Tensor:
+    """Resize a table, (1, t, d), to another number of tubelets: linear, in float32."""
+    if table.shape[1] == num_tubelets:
+        return table
+    resized = F.interpolate(table.transpose(1, 2).float(), size=num_tubelets, mode="linear", align_corners=False)
+    return resized.transpose(1, 2).to(table.dtype).contiguous()  # safetensors wants it so

@@ -1,0 +1,63 @@
+"""What a published model gives, recorded in a file, against what ours gives with the same weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.golden.weights import generate, weight
+
+TOLERANCE = 1e-4
+
+
+def load_cases(filename: str) -> dict[str, dict[str, Any]]:
+    """The cases of a file in this folder, by name."""
+    return {case["name"]: case for case in json.loads((Path(__file__).parent / filename).read_text())["cases"]}
+
+
+def published_weights(case: dict[str, Any]) -> dict[str, Tensor]:
+    """The state dict that the case was run with."""
+    return {key: weight(key, shape) for key, shape in case["state_dict"].items()}
+
+
+def check_keys(case: dict[str, Any], model: nn.Module) -> None:
+    """Names, shapes and the number of parameters."""
+    assert {name: list(t.shape) for name, t in model.state_dict().items()} == case["state_dict"]
+    assert sum(p.numel() for p in model.parameters()) == case["num_params"]
+
+
+@torch.no_grad()
+def check_outputs(case: dict[str, Any], model: Any) -> None:
+    """The patch embedding, some mixers' outputs, the features and the logits."""
+    image = generate(case["input"]["seed"], case["input"]["shape"])
+    seen: dict[str, Tensor] = {}
+    for name in case["block_outputs"]:
+        mixer = model.get_submodule(f"{name}.mixer")
+        mixer.register_forward_hook(lambda module, args, out, name=name: seen.update({name: out}))
+    model.patch_embed.register_forward_hook(lambda module, args, out: seen.update(patches=out))
+    tokens = model.forward_features(image)
+    features = model.forward_head(tokens, pre_logits=True)
+    logits = model(image)
+
+    patches = seen["patches"]  # the published code puts a clip's channels first
+    assert relative(patches if patches.dim() == 4 else patches.movedim(-1, 1), case["patch_embed_first"]) < TOLERANCE
+    for name, want in case["block_outputs"].items():
+        assert list(seen[name].shape) == want["shape"]
+        assert relative(seen[name][0, 0], want["first_token"]) < TOLERANCE
+        assert relative(seen[name][0, -1], want["last_token"]) < TOLERANCE
+        assert seen[name].std().item() == pytest.approx(want["std"], rel=TOLERANCE)
+    per_image = torch.tensor(case["pre_head_first"]).view(len(image), -1)
+    assert relative(features[:, : per_image.shape[1]], per_image.tolist()) < TOLERANCE
+    assert features.std().item() == pytest.approx(case["pre_head_std"], rel=TOLERANCE)
+    assert relative(logits[:, : len(case["logits_first"][0])], case["logits_first"]) < TOLERANCE
+    assert logits.std().item() == pytest.approx(case["logits_std"], rel=TOLERANCE)
+    assert logits.argmax(1).tolist() == case["logits_argmax"]
+
+
+def relative(got: Tensor, want: list[Any]) -> float:
+    """The error of the first numbers of a tensor."""
+    first = torch.tensor(want).flatten()
+    return ((got.flatten()[: first.numel()] - first).norm() / first.norm()).item()

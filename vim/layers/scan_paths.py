@@ -1,0 +1,30 @@
+"""The orders in which scans visit the tokens of a clip.
+
+Source: https://arxiv.org/abs/2403.06977 (VideoMamba), which finds "spatial_first" to be the best.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from timm.layers import register_notrace_function
+from torch import Tensor
+
+ScanOrder = Literal["spatial_first", "temporal_first", "spatiotemporal_v1", "spatiotemporal_v2"]
+SCAN_ORDERS = get_args(ScanOrder)
+
+
+@register_notrace_function
+def spatiotemporal_paths(
+    num_tubelets: int, num_patches: int, num_prefix_tokens: int, both: bool, device: torch.device
+) -> Tensor:
+    """For each direction the tokens' indices in the order of its scan, (2, l), or (4, l) if `both`.
+
+    The tokens are in spatial-first order: prefix tokens, all patches of the first tubelet, all of the second. The
+    directions alternate, forwards and backwards. The first two scan spatial-first and temporal-first, all times of the
+    first patch, then of the second; if `both`, two scan in the one order and two in the other.
+    """
+    l = num_prefix_tokens + num_tubelets * num_patches
+    spatial = torch.arange(l, device=device)
+    patches = spatial[num_prefix_tokens:].view(num_tubelets, num_patches)
+    temporal = torch.cat([spatial[:num_prefix_tokens], patches.t().flatten()])
+    return torch.stack([spatial, spatial, temporal, temporal] if both else [spatial, temporal])
