@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vim.data import Digits
 from vim.engine.config import add_config_arguments, load_config, work_dir_of
-from vim.engine.trainer import Trainer
+from vim.engine.pretrain import trainer_of
 from vim.engine.weights import find_last
 from vim.errors import run
 
@@ -62,12 +62,16 @@ def main() -> None:
     if arguments.amp:
         config.train.amp = arguments.amp
     work_dir = work_dir_of(arguments)
-    trainer = Trainer(config, work_dir, checkpoint_to_resume(arguments.resume, work_dir))
+    trainer = trainer_of(config)(config, work_dir, checkpoint_to_resume(arguments.resume, work_dir))
     evaluation = trainer.fit()
     if not trainer.accelerator.is_main_process:
         return
     if evaluation is None:
         print(f"stopped by SIGTERM; the run is saved in {work_dir}: go on with the same command and --resume")
+        return
+    if not trainer.classes:
+        print(f"in {work_dir}: last.pth, which model.pretrained_cfg_overlay.file of another config can name")
+        print(f"loss {evaluation.loss:.4f}")
         return
     images = "IMAGES"
     if config.data.dataset == "digits":

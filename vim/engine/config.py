@@ -12,7 +12,7 @@ from mmengine.config import Config, DictAction
 from vim.errors import UserError, describe
 
 SECTIONS = ("model", "data", "optimizer", "schedule", "train")
-OPTIONAL_SECTIONS = ("mixup",)
+OPTIONAL_SECTIONS = ("mixup", "teacher", "masking")
 # what only vim.engine reads; the other sections go to functions that refuse what they do not know
 KEYS = {
     "data": (

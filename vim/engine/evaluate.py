@@ -21,6 +21,7 @@ from vim.data import IGNORED, class_names, find_images, input_options, part, rea
 from vim.data.images import image_folder
 from vim.engine.files import make_folder, write_csv
 from vim.engine.log import plot_confusion
+from vim.engine.objectives import weights_of_model
 from vim.engine.weights import load_published, load_trained, load_weights, read_trained
 from vim.errors import UserError, describe
 
@@ -142,8 +143,8 @@ def load_candidate(path: Path, *, name: str | None = None, weights: str | None =
     model, meta = load_trained(path)
     if model.num_classes != len(meta["classes"]):
         raise UserError(f"{path} is of {model.num_classes} classes and names {len(meta['classes'])}: it is damaged")
-    raw = read_trained(path).get("training", {}).get("model")
-    if raw is None:
+    raw = weights_of_model(read_trained(path).get("training", {}).get("model", {}))
+    if not raw:
         if weights is not None:
             raise UserError(f"{path} holds one set of weights and does not say which: leave out --{weights}")
         return Candidate(model, meta["classes"], "saved")

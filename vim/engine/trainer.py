@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,6 +58,7 @@ from vim.engine.log import (
     progress_bar,
     write_environment,
 )
+from vim.engine.objectives import Distilled, Student, distance, published_layer_decay, weights_of_model
 from vim.engine.weights import load_weights, read_trained, save_last
 from vim.errors import UserError
 
@@ -78,6 +80,17 @@ def build_model(options: dict[str, Any]) -> nn.Module:
     if not (hasattr(model, "in_chans") and hasattr(model, "patch_embed")):
         raise UserError(f"model.model_name must be a model of patches, such as vim_nano, got {options['model_name']}")
     return model
+
+
+def _build_optimizer(model: Any, *, published_decay: bool = False, **options: Any) -> torch.optim.Optimizer:
+    """timm's, over timm's groups of parameters or VideoMamba's."""
+    if published_decay:
+        decay = {"layer_decay": options.pop("layer_decay"), "weight_decay": options["weight_decay"]}
+        options["param_group_fn"] = partial(published_layer_decay, **decay)
+    optimizer = create_optimizer_v2(model, **options)
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(f"opt must not be {options['opt']!r}, which needs second derivatives")
+    return optimizer
 
 
 def build_loader(
@@ -131,6 +144,7 @@ class Trainer:
 
     def __init__(self, config: Config, work_dir: Path, resume: Path | None = None) -> None:
         self.config, self.work_dir, self.options = config, work_dir, config.train
+        self.teacher: Any = None
         join_processes()
         self.accelerator = Accelerator(mixed_precision=self.options.get("amp") or "no")
         share = Share(self.accelerator.process_index, self.accelerator.num_processes)
@@ -139,16 +153,11 @@ class Trainer:
             raise UserError("train.amp=fp16 is for GPUs: take bf16 or no")
         model: Any = build_model({**config.model, **({"pretrained": False} if resume else {})})
         splits = build_datasets(config.data, image_mode(model))
-        self.classes = splits.classes or [str(i) for i in range(model.num_classes)]
-        if model.num_classes != len(self.classes):
-            raise UserError(
-                f"the data has {len(self.classes)} classes and the model {model.num_classes}: "
-                f"--cfg-options model.num_classes={len(self.classes)}"
-            )
+        self.classes = self._classes(splits.classes, model)
+        with reading("teacher"):
+            student = self._with_teacher(model)
         with reading("optimizer"):
-            optimizer = create_optimizer_v2(model, **config.optimizer)
-            if getattr(optimizer, "is_second_order", False):
-                raise ValueError(f"opt must not be {config.optimizer.opt!r}, which needs second derivatives")
+            optimizer = _build_optimizer(student, **config.optimizer)
         self.ema = ModelEmaV3(model, decay=self.options.ema_decay) if self.options.get("ema_decay") else None
         self.loader = build_loader(config.data, splits.train, model, share, seed=self.options.seed, is_training=True)
         self.held_out = build_loader(config.data, splits.held_out, model, share, is_training=False)
@@ -160,7 +169,7 @@ class Trainer:
             model.set_grad_checkpointing()
         if self.options.get("compile"):
             model.compile()
-        self.model, self.optimizer = self._spread(model, optimizer)
+        self.model, self.optimizer = self._spread(student, optimizer)
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
         if config.schedule.get("sched") == "plateau":
@@ -188,6 +197,24 @@ class Trainer:
         self.scheduler.step(epoch)
         self.scheduler.step_update(epoch * self.updates + update)
 
+    def _classes(self, names: list[str] | None, model: Any) -> list[str]:
+        """The names of the data's classes; numbers where it has none."""
+        classes = names or [str(i) for i in range(model.num_classes)]
+        if model.num_classes != len(classes):
+            raise UserError(
+                f"the data has {len(classes)} classes and the model {model.num_classes}: "
+                f"--cfg-options model.num_classes={len(classes)}"
+            )
+        return classes
+
+    def _with_teacher(self, model: nn.Module) -> nn.Module:
+        """The model, and what it needs to learn from the teacher that the config names, if it does."""
+        if "teacher" not in self.config:
+            return model
+        self.teacher = timm.create_model(**self.config.teacher).eval().requires_grad_(False)
+        self.teacher.to(self.accelerator.device)
+        return Distilled(model, self.teacher)
+
     def _spread(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
         """The two as accelerate is configured: DDP, FSDP, or as they are."""
         if self.accelerator.distributed_type == DistributedType.FSDP:
@@ -213,8 +240,9 @@ class Trainer:
 
     @property
     def bare_model(self) -> nn.Module:
-        """The model without what spreads it over processes."""
-        return self.accelerator.unwrap_model(self.model)
+        """The model without what spreads it over processes, and what learns from a teacher."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.model if isinstance(model, Student) else model
 
     def fit(self) -> Evaluation | None:
         """Train for the epochs that are left, and return the last evaluation; None if SIGTERM came: it has saved then.
@@ -249,7 +277,8 @@ class Trainer:
             evaluation = evaluation or self._evaluate()
         if main:
             plot_curves(self.work_dir / "curves.png", self.rows)
-            plot_confusion(self.work_dir / "confusion.png", evaluation.confusion, self.classes)
+            if self.classes:
+                plot_confusion(self.work_dir / "confusion.png", evaluation.confusion, self.classes)
         return evaluation
 
     def _stopping(self) -> bool:
@@ -305,7 +334,7 @@ class Trainer:
             last = i == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
-                    loss = self.loss(self.model(images), targets) / len(batches)
+                    loss = self._loss(images, targets) / len(batches)
                 self.accelerator.backward(loss)
             total += loss.detach()
         self.accelerator.unscale_gradients()
@@ -332,6 +361,14 @@ class Trainer:
         self.optimizer.zero_grad()
         self.scheduler.step_update(number + 1)
         return mean, stop > 0
+
+    def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        if self.teacher is None:
+            return self.loss(self.model(images), targets)
+        logits, tokens = self.model(images)
+        with torch.no_grad():
+            wanted = self.teacher.forward_features(images)
+        return self.loss(logits, targets) + distance(tokens, wanted)
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, targets = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch[:2])
@@ -411,7 +448,7 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         model, optimizer = get_state_dict(self.model, self.optimizer.optimizer, options=WHOLE)
         return {
-            "model": model if self.ema is None else self.ema.module.state_dict(),  # the weights to use
+            "model": weights_of_model(model) if self.ema is None else self.ema.module.state_dict(),  # to be used
             "meta": {
                 "model": {key: value for key, value in self.config.model.to_dict().items() if key not in WEIGHTS_FROM},
                 "classes": self.classes,
@@ -442,7 +479,7 @@ class Trainer:
         if "training" not in state:
             raise UserError(f"{path} holds weights only, not a run to go on with")
         training = state["training"]
-        check_fit(training["model"], self.bare_model, path)
+        check_fit(training["model"], self.accelerator.unwrap_model(self.model), path)
         if self.ema is not None:
             load_weights(self.ema.module, state["model"], path)
         if state["meta"]["classes"] != self.classes:

@@ -1,0 +1,54 @@
+"""Pre-training without labels: a video model learns a frozen image model's features of the tokens it sees."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from vim.engine.evaluate import Evaluation
+from vim.engine.objectives import Masked, MaskingTeacher, distance
+from vim.engine.trainer import Trainer
+from vim.errors import UserError
+
+
+class Pretrainer(Trainer):
+    """A :class:`Trainer` of the config's `model`, which has no head, by its `teacher` and `masking`.
+
+    The log's loss is that of the held-out clips; there are no accuracies, and the last checkpoint counts as the best.
+    """
+
+    def _classes(self, names: list[str] | None, model: Any) -> list[str]:
+        if model.num_classes or not hasattr(model, "forward_visible"):
+            raise UserError("masked pre-training is for VideoMamba without a head: --cfg-options model.num_classes=0")
+        if self.config.get("mixup"):
+            raise UserError("masked pre-training takes no mixup: take that section out of the config")
+        return []
+
+    def _with_teacher(self, model: Any) -> nn.Module:
+        if "teacher" not in self.config:
+            raise UserError("masked pre-training needs a teacher section in the config: teacher=dict(model_name=...)")
+        teacher = MaskingTeacher(timm.create_model(**self.config.teacher), **self.config.masking)
+        self.teacher = teacher.to(self.accelerator.device)
+        return Masked(model, teacher.width)
+
+    def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        visible, features = self.teacher(images)
+        return distance(self.model(images, visible), features)
+
+    @torch.inference_mode()
+    def _evaluate(self) -> Evaluation:
+        self.model.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        for images, labels, _ in self.held_out:
+            if images.numel():
+                with self.accelerator.autocast():
+                    loss = self._loss(images.to(self.accelerator.device), labels)
+                total += torch.stack([len(images) * loss.double(), total.new_tensor(len(images))])
+        loss, count = self.accelerator.reduce(total).tolist()
+        return Evaluation(loss / max(count, 1), 0.0, 0.0, torch.zeros(0, 0, dtype=torch.int64), [])
+
+
+def trainer_of(config: Any) -> type[Trainer]:
+    """Which of the two a config is for."""
+    return Pretrainer if "masking" in config else Trainer
