@@ -16,7 +16,9 @@ def to_tensor(image):
     return torch.tensor([sum(image.convert("L").tobytes()), torch.rand((), dtype=torch.float64)], dtype=torch.float64)
 
 
-def load(dataset, *, num_workers=0, share=Share(), repeats=1, epoch=0, start=0, is_training=True, batch_size=8):  # noqa: B008
+def load(
+    dataset, *, num_workers=0, share=Share(), repeats=1, samples=1, epoch=0, start=0, is_training=True, batch_size=8
+):  # noqa: B008
     loader = create_loader(
         dataset,
         to_tensor,
@@ -26,6 +28,7 @@ def load(dataset, *, num_workers=0, share=Share(), repeats=1, epoch=0, start=0, 
         share=share,
         is_training=is_training,
         repeats=repeats,
+        samples=samples,
     )
     if is_training:
         loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start
@@ -66,6 +69,16 @@ def test_processes_share_each_step(digits, world, repeats):
     assert [len(part) for part in parts] == [len(alone)] * world
     for step, whole in enumerate(alone):
         assert rows([whole]) == rows([part[step] for part in parts])
+
+
+def test_samples_are_prepared_anew_and_make_the_epoch_longer(digits):
+    batches = load(digits, samples=2)
+    assert len(batches) == 2 * len(digits) // 8
+    for batch in batches:
+        means, numbers = batch.images.view(4, 2, 2).unbind(2)
+        assert (means[:, 0] == means[:, 1]).all()
+        assert (numbers[:, 0] != numbers[:, 1]).all()
+    assert len({mean for mean, _ in rows(batches)}) == len({mean for mean, _ in rows(load(digits))})
 
 
 def test_repeats_are_prepared_anew_and_make_no_epoch_longer(digits):

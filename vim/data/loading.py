@@ -139,17 +139,22 @@ class EpochBatches:
 
     The processes' batches of a step are together what one process would have at their number of images. With
     `repeats` an image comes that often in an epoch, each time prepared anew, and the epoch is no longer for it:
-    a multiple of 256 images, as in DeiT's repeated augmentation (https://arxiv.org/abs/1901.09335).
+    a multiple of 256 images, as in DeiT's repeated augmentation (https://arxiv.org/abs/1901.09335). With `samples` it
+    comes that often as well, and the epoch is so much longer, as in video training after VideoMAE
+    (https://arxiv.org/abs/2203.12602).
 
     Attributes:
         epoch, start: which epoch the next iteration is of, and from which batch on.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, share: Share, *, repeats: int = 1) -> None:
-        self.count, self.batch_size, self.seed, self.share, self.repeats = count, batch_size, seed, share, repeats
+    def __init__(
+        self, count: int, batch_size: int, seed: int, share: Share, *, repeats: int = 1, samples: int = 1
+    ) -> None:
+        self.count, self.batch_size, self.seed, self.share = count, batch_size, seed, share
+        self.repeats = repeats * samples
         self.epoch = self.start = 0
         used = count if repeats == 1 or count < 256 else count // 256 * 256
-        self.steps = used // (batch_size * share.world)
+        self.steps = used * samples // (batch_size * share.world)
 
     def __len__(self) -> int:
         return self.steps - self.start
@@ -202,11 +207,12 @@ def create_loader(
     share: Share,
     is_training: bool,
     repeats: int = 1,
+    samples: int = 1,
 ) -> DataLoader[Any]:
     """A loader of :class:`Batch`. In training, its `batches` say which epoch and from where; see :class:`EpochBatches`.
 
     Raises:
-        UserError: there are fewer images than in a batch; or repeats of a stream.
+        UserError: there are fewer images than in a batch; or repeats or samples of a stream.
     """
     options: dict[str, Any] = {
         "num_workers": num_workers,
@@ -215,13 +221,13 @@ def create_loader(
         "worker_init_fn": _ignore_sigterm,
     }
     if isinstance(dataset, Stream):
-        if repeats > 1:
-            raise UserError("data.repeats must be 1 for a stream, which gives each image once")
+        if repeats > 1 or samples > 1:
+            raise UserError("data.repeats and data.samples must be 1 for a stream, which gives each image once")
         dataset.set_workers(num_workers)
         stream = PreparedStream(dataset, transform, seed, share, substitute=is_training)
         return DataLoader(stream, batch_size=batch_size, drop_last=is_training, **options)
     batches = (
-        EpochBatches(len(dataset), batch_size, seed, share, repeats=repeats)
+        EpochBatches(len(dataset), batch_size, seed, share, repeats=repeats, samples=samples)
         if is_training
         else EvaluationBatches(len(dataset), batch_size, share)
     )

@@ -115,7 +115,8 @@ def build_loader(
         seed=seed,
         share=share,
         is_training=is_training,
-        repeats=data.get("repeats", 1) if is_training else 1,
+        repeats=(data.get("repeats") or 1) if is_training else 1,
+        samples=(data.get("samples") or 1) if is_training else 1,
     )
 
 
@@ -471,6 +472,7 @@ class Trainer:
             "the number of images": len(cast(Any, self.loader.dataset).dataset),
             "images an update": self.config.data.batch_size * self.accelerator.num_processes * self.accumulate,
             "data.repeats": self.config.data.get("repeats") or 1,
+            "data.samples": self.config.data.get("samples") or 1,
             "train.seed": self.options.seed,
         }
 
