@@ -35,7 +35,7 @@ def causal_conv1d(
         weight: (d, w) or (k, d, w), its last tap for the current token. bias: (d,) or (k, d).
             Both in x's dtype or float32; the sum is float32 (float64 for float64).
         reverse: over a token and the w - 1 after it; a bool for each direction where there are several.
-        backend: "auto", "reference", "chunked" or "cpu"; a named one runs or raises.
+        backend: "auto", "reference", "chunked", "cpu" or "triton"; a named one runs or raises.
 
     Returns:
         Like x, in its dtype.
@@ -72,6 +72,14 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: Sequence[boo
     check("bias", bias, "k, d", (k, d), dtypes, x.device)
 
 
+def _module(backend: str) -> Any:
+    if backend == "triton":
+        from . import triton_conv1d  # late: where there is no GPU there may be no triton
+
+        return triton_conv1d
+    return {"reference": reference, "chunked": chunked, "cpu": cpu}[backend]
+
+
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: Sequence[bool], backend: str
 ) -> Tensor:
@@ -79,8 +87,7 @@ def _forward(
     backend = choose_backend(backend, x)
     if backend == "cpu":
         return cpu.causal_conv1d(x, weight, bias, silu, reverse)
-    run = reference.causal_conv1d if backend == "reference" else chunked.causal_conv1d
-    return as_rows(run(x, weight, bias, silu, reverse), x.dtype)
+    return as_rows(_module(backend).causal_conv1d(x, weight, bias, silu, reverse), x.dtype)
 
 
 def _forward_fake(
@@ -104,8 +111,7 @@ def _backward(
     if chosen == "reference":
         grads = reference.differentiate(reference.causal_conv1d, (x, weight, bias), (silu, reverse), (grad_y,))
     else:
-        run = cpu.causal_conv1d_backward if chosen == "cpu" else chunked.causal_conv1d_backward
-        grads = run(grad_y, x, weight, bias, silu, reverse)
+        grads = _module(chosen).causal_conv1d_backward(grad_y, x, weight, bias, silu, reverse)
     dx, dweight, dbias = cast(tuple[Tensor, Tensor, Tensor], grads)
     return (
         as_rows(dx, x.dtype),

@@ -24,8 +24,8 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-5, backend: str = "au
 
     Args:
         x: (..., d), of any floating dtype. weight: (d,), in x's dtype.
-        backend: "auto", "reference", "chunked" (PyTorch's own, with the reference's gradients) or "cpu"; a named one
-            runs or raises.
+        backend: "auto", "reference", "chunked" (PyTorch's own, with the reference's gradients), "cpu" or "triton"; a
+            named one runs or raises.
 
     Returns:
         Like x.
@@ -45,18 +45,27 @@ def _choose(x: Tensor, weight: Tensor, backend: str) -> str:
     return choose_backend(backend, x)
 
 
+def _native(backend: str) -> Any:
+    if backend == "cpu":
+        return cpu
+    from . import triton_rms_norm  # late: where there is no GPU there may be no triton
+
+    return triton_rms_norm
+
+
 def _forward(x: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
     chosen = _choose(x, weight, backend)
-    if chosen == "cpu":
-        return cpu.rms_norm(x, weight, eps)
+    if chosen in ("cpu", "triton"):
+        return _native(chosen).rms_norm(x, weight, eps)
     if chosen == "reference":
         return reference.rms_norm(x, weight, eps)
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def _backward(grad_y: Tensor, x: Tensor, weight: Tensor, eps: float, backend: str) -> Any:
-    if _choose(x, weight, backend) == "cpu":
-        return cpu.rms_norm_backward(grad_y, x, weight, eps)
+    chosen = _choose(x, weight, backend)
+    if chosen in ("cpu", "triton"):
+        return _native(chosen).rms_norm_backward(grad_y, x, weight, eps)
     return reference.differentiate(reference.rms_norm, (x, weight), (eps,), (grad_y,))
 
 

@@ -62,7 +62,7 @@ def selective_scan(
         reverse: run from the last token to the first; nothing is flipped in memory.
         combine: "sum" or "mean" adds the directions up, before the gate; y and z are then (b, l, d).
         initial_state: (b, d, n), float32.
-        backend: "auto", "reference", "chunked" or "cpu"; a named one runs or raises.
+        backend: "auto", "reference", "chunked", "cpu" or "triton"; a named one runs or raises.
 
     Several directions in one call: k after b (u (b, k, l, d), B (b, k, l, n), initial_state (b, k, d, n)), a leading
     k for the rest (A (k, d, n), D (k, d)), and k booleans in `reverse`. A tensor that all share may be expanded: it
@@ -148,12 +148,20 @@ def _check(tensors: Sequence[Tensor | None], reverse: Sequence[bool], combine: s
     check("initial_state", initial_state, "b, k, d, n", (b, k, d, n), state, device)
 
 
+def _native(backend: str) -> Any:
+    if backend == "cpu":
+        return cpu
+    from . import triton_scan  # late: where there is no GPU there may be no triton
+
+    return triton_scan
+
+
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *inputs, return_last_state, backend, save = args  # inputs: the nine tensors, delta_softplus, reverse, combine
     _check(inputs[:9], *inputs[10:])
     backend = choose_backend(backend, inputs[0])
-    if backend == "cpu":
-        return cpu.selective_scan(*inputs, return_last_state=return_last_state, save=save)
+    if backend in ("cpu", "triton"):
+        return _native(backend).selective_scan(*inputs, return_last_state=return_last_state, save=save)
     run = reference.selective_scan if backend == "reference" else chunked.selective_scan
     y, state = run(*inputs)
     return y, state if return_last_state else state.new_empty(0), y.new_empty(0), y.new_empty(0)
@@ -166,8 +174,9 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, k, l, d = u.shape
     y = u.new_empty(b, k if combine == "none" else 1, l, d)
     state = A.new_empty(b, k, d, A.shape[2]) if return_last_state else A.new_empty(0)
-    if choose_backend(backend, u) == "cpu":
-        return y, state, *cpu.kept_for_backward(u, A, tensors[6], combine, save)
+    backend = choose_backend(backend, u)
+    if backend in ("cpu", "triton"):
+        return y, state, *_native(backend).kept_for_backward(u, A, tensors[6], combine, save)
     return y, state, y.new_empty(0), y.new_empty(0)
 
 
@@ -176,8 +185,8 @@ def _backward(grad_y: Tensor, grad_state: Tensor | None, ungated: Tensor, saved:
     grad_state = grad_state if return_last_state else None
     tensors, options = inputs[:9], inputs[9:]
     backend = choose_backend(backend, tensors[0])
-    if backend == "cpu":
-        grads = cpu.selective_scan_backward(grad_y, grad_state, ungated, saved, *inputs)
+    if backend in ("cpu", "triton"):
+        grads = _native(backend).selective_scan_backward(grad_y, grad_state, ungated, saved, *inputs)
     elif backend == "chunked":
         grads = chunked.selective_scan_backward(grad_y, grad_state, *inputs)
     else:

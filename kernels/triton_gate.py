@@ -1,0 +1,102 @@
+# mypy: ignore-errors
+"""The sum or mean of a scan's directions, gated by silu(z), on a GPU in Triton; and its gradients.
+
+Sizes: b images, k directions of x, l tokens, d channels.
+"""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TOKENS, CHANNELS = 8, 128  # of a program
+LAUNCH: dict[str, Any] = {"num_warps": 4, "TOKENS": TOKENS, "CHANNELS": CHANNELS, "enable_fp_fusion": True}
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+def combine_directions(x: Tensor, z: Tensor | None, combine: str, y: Tensor) -> None:
+    """Write the sum or mean of x's directions, (b, k, l, d), times silu(z), to y, (b, 1, l, d)."""
+    b, k, l, d = x.shape
+    scale = 1 / k if combine == "mean" else 1.0
+    combine_kernel[_grid(y)](x, z, None if z is None else z.stride(), y, 1, l, d, scale, K=k, **LAUNCH)
+
+
+def differentiate_combined(
+    grad_y: Tensor, x: Tensor, z: Tensor | None, combine: str, k: int, dx: Tensor, dz: Tensor | None
+) -> None:
+    """Write the gradient that all of a sum's directions get, and that of z. x, (b, k, l, d), as it was before the gate.
+
+    With combine "none" there are no sums: x, grad_y, z, dx, dz are all (b, k, l, d).
+    """
+    scale = 1 / k if combine == "mean" else 1.0
+    each = 1 if combine == "none" else k
+    differentiate_kernel[_grid(grad_y)](
+        *(grad_y, grad_y.stride(), x, z, None if z is None else z.stride(), dx, dz),
+        *(None if dz is None else dz.stride(), *grad_y.shape[1:], scale),
+        K=each,
+        **LAUNCH,
+    )
+
+
+def _grid(y: Tensor) -> tuple[int, int, int]:
+    b, k, l, d = y.shape
+    return b * k, triton.cdiv(l, TOKENS), triton.cdiv(d, CHANNELS)
+
+
+@triton.jit
+def combine_kernel(
+    x, z, z_at, y, sums, l, d, scale, K: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr
+):  # fmt: skip
+    """y = silu(z) scale sum(x): x (b, sums K, l, d), y (b, sums, l, d)."""
+    row, token, channel, inside = tile(l, d, TOKENS, CHANNELS)
+    total = _sum_directions(x, row, l, d, token, channel, inside, K) * scale
+    if z is not None:
+        gate = tl.load(_rows(z, z_at, row, sums, token) + channel, inside, 0.0).to(tl.float32)
+        total *= gate * sigmoid(gate)
+    tl.store(y + row * l * d + token * d + channel, total, inside)
+
+
+@triton.jit
+def differentiate_kernel(
+    grad_y, grad_y_at, x, z, z_at, dx, dz, dz_at, sums, l, d, scale,
+    K: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    row, token, channel, inside = tile(l, d, TOKENS, CHANNELS)
+    grad = tl.load(_rows(grad_y, grad_y_at, row, sums, token) + channel, inside, 0.0).to(tl.float32) * scale
+    if z is not None:
+        total = _sum_directions(x, row, l, d, token, channel, inside, K)
+        gate = tl.load(_rows(z, z_at, row, sums, token) + channel, inside, 0.0).to(tl.float32)
+        opening = sigmoid(gate)
+        slope = opening * (1 + gate * (1 - opening))
+        tl.store(_rows(dz, dz_at, row, sums, token) + channel, grad * total * slope, inside)
+        grad *= gate * opening
+    tl.store(dx + row * l * d + token * d + channel, grad, inside)
+
+
+@triton.jit
+def tile(l, d, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
+    """The image and sum, the tokens and channels of this program, and which of them there are."""
+    token = (tl.program_id(1) * TOKENS + tl.arange(0, TOKENS))[:, None]
+    channel = (tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
+    return tl.program_id(0).to(tl.int64), token, channel, (token < l) & (channel < d)
+
+
+@triton.jit
+def _rows(x, x_at, row, sums, token):
+    """Where the tokens of an image and sum start in a tensor of strides x_at."""
+    return x + row // sums * x_at[0] + row % sums * x_at[1] + token * x_at[2]
+
+
+@triton.jit
+def _sum_directions(x, row, l, d, token, channel, inside, K: tl.constexpr):
+    total = tl.zeros(inside.shape, tl.float32)
+    for k in tl.static_range(K):
+        total += tl.load(x + (row * K + k) * l * d + token * d + channel, inside, 0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def sigmoid(x):
+    return 1 / (1 + tl.exp2(x * -LOG2E))

@@ -1,0 +1,54 @@
+"""What Triton's compiler makes of the kernels, checked without a GPU: see triton_static.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+pytestmark = pytest.mark.skipif(not (TOOLS / "nvdisasm").exists(), reason="triton has no compiler for NVIDIA here")
+
+MOST = {  # by channels of a program: registers a thread, instructions a state update
+    ("forward_kernel", 64): (128, 9.7),
+    ("states_kernel", 64): (184, 15.0),
+    ("gradients_kernel", 64): (255, 18.0),
+    ("forward_kernel", 32): (128, 13.0),
+    ("states_kernel", 32): (168, 20.0),
+    ("gradients_kernel", 32): (184, 24.0),
+    ("ends_kernel", 32): (128, 10.0),
+}
+
+
+def run(*arguments):
+    """What triton_static.py prints. In a process of its own, since in this one Triton may interpret."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = [sys.executable, Path(__file__).with_name("triton_static.py"), *arguments]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module", params=["many", "few"])
+def figures(request):
+    """Of many images on both architectures; of one image, and of what the interpreter forgives and Vim does not use."""
+    if request.param == "many":
+        return run("--architectures", "80", "90")
+    return run("--architectures", "90", "--images", "1", "--unusual")
+
+
+def test_no_kernel_spills(figures):
+    assert len(figures) >= 20
+    for row in figures:
+        assert row["spilled"] == 0, row
+        assert row["registers"] <= MOST.get((row["kernel"], row["block"]), (128,))[0], row
+
+
+def test_instructions_a_state_update(figures):
+    scans = [row for row in figures if row["states"] == 16]
+    assert {row["kernel"] for row in scans} >= {"forward_kernel", "states_kernel", "gradients_kernel"}
+    for row in scans:
+        assert row["per_update"] <= MOST[row["kernel"], row["block"]][1], row

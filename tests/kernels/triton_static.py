@@ -1,0 +1,195 @@
+"""What Triton's compiler makes of every kernel, with no GPU: registers, spills, instructions a state update.
+
+    python tests/kernels/triton_static.py [--states 16] [--architectures 80 90]
+
+The ops run on tensors without memory, by default of Vim-Small's sizes; their launches are recorded, and compiled. A
+state update is one of n in one channel and token: what a loop executes for a token is shared out among a thread's.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vim.kernels import triton_conv1d, triton_gate, triton_rms_norm, triton_scan
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+
+
+@dataclass
+class Recorder:
+    """Stands for a kernel, and keeps what it is launched with."""
+
+    kernel: triton.JITFunction
+    launches: list = field(default_factory=list)
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.launches.append((args, options))
+
+
+def record(launch):
+    """The launches that `launch()` makes: (kernel, arguments, options)."""
+    recorders = []
+    for module in (triton_conv1d, triton_gate, triton_rms_norm, triton_scan):
+        for name, kernel in vars(module).items():
+            if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel"):
+                recorders.append((module, name, Recorder(kernel)))
+    for module, name, recorder in recorders:
+        setattr(module, name, recorder)
+    try:
+        launch()
+    finally:
+        for module, name, recorder in recorders:
+            setattr(module, name, recorder.kernel)
+    return [(recorder.kernel, *made) for _, _, recorder in recorders for made in recorder.launches]
+
+
+def compile_launch(kernel, args, options, architecture):
+    """The compiled kernel, specialised as a launch would."""
+    constants, attributes = {}, {}
+
+    def declare(value, path):
+        if isinstance(value, tuple):
+            return tuple(declare(item, (*path, i)) for i, item in enumerate(value))
+        if isinstance(value, torch.Tensor):
+            attributes[path] = [["tt.divisibility", 16]]
+            return TYPES[value.dtype]
+        if value is None or value is True or value is False or value == 1:
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, float):
+            return "fp32"
+        if value % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        return "i32" if value < 2**31 else "i64"
+
+    given = dict(zip(kernel.arg_names, args, strict=False))
+    signature = {name: declare(value, (kernel.arg_names.index(name),)) for name, value in given.items()}
+    chosen = {name: options[name] for name in OPTIONS if name in options}
+    for name, value in options.items():
+        if name not in chosen:
+            signature[name] = "constexpr"
+            constants[(kernel.arg_names.index(name),)] = value
+    source = ASTSource(kernel, {name: signature[name] for name in kernel.arg_names}, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=chosen)
+
+
+def disassemble(compiled):
+    """The instructions, a list; where each label stands in it; and the line that tells what the kernel uses."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        listing = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True)
+        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True)
+    labels, instructions = {}, []
+    for line in listing.stdout.splitlines():
+        if label := re.match(r"\s*(\.L_\S+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?(.*?)\s*;", line):
+            instructions.append(instruction[1])
+    return instructions, labels, usage.stdout + usage.stderr
+
+
+def main_loop(instructions, labels):
+    """The loop with the most exponentials among those without a loop in them."""
+    loops = []
+    for end, instruction in enumerate(instructions):
+        target = re.search(r"^BRA.*\((\.L_\S+)\)", instruction)
+        if target and labels[target[1]] < end:
+            loops.append((labels[target[1]], end))
+    inner = [(a, z) for a, z in loops if not any(a <= b and y <= z and (a, z) != (b, y) for b, y in loops)]
+    bodies = [instructions[a : z + 1] for a, z in inner]
+    return max(bodies, key=lambda body: sum("MUFU.EX2" in i for i in body), default=[])
+
+
+def measure(kernel, args, options, architecture):
+    compiled = compile_launch(kernel, args, options, architecture)
+    instructions, labels, usage = disassemble(compiled)
+    figures = {name: int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "SHARED")}
+    row = {
+        "module": kernel.__module__.rpartition(".")[2],
+        "kernel": kernel.__name__,
+        "block": options.get("BLOCK") if "N" in options else None,
+        "architecture": architecture,
+        "states": options.get("N"),
+        "registers": figures["REG"],
+        "spilled": figures["STACK"] + sum(i.startswith(("LDL", "STL")) for i in instructions),
+    }
+    if "N" in options:
+        body = main_loop(instructions, labels)
+        updates = options["N"] * options["BLOCK"] // 32  # a token, for each thread of the warp
+        exponentials = sum("MUFU.EX2" in i for i in body)
+        tokens = max(exponentials // updates, 1)
+        row["per_update"] = round(len(body) / (tokens * updates), 2)
+        row["opcodes"] = dict(Counter(i.split()[0].split(".")[0] for i in body).most_common(12))
+    return row
+
+
+def forward_and_backward(b, k, l, d, n, dtype=torch.bfloat16):
+    """Every op as a block of Vim calls it."""
+    rows = torch.empty(b, k, l, d, dtype=dtype, device="meta")
+    narrow = torch.empty(b, k, l, 1, n, dtype=dtype, device="meta")
+    A, vector = torch.empty(k, d, n, device="meta"), torch.empty(k, d, device="meta")
+    gated = torch.empty(b, 1, l, d, dtype=dtype, device="meta")
+    inputs = (rows, rows, A, narrow, narrow, vector, gated, vector, None, True, [False, True][:k], "mean")
+    y, _, ungated, saved = triton_scan.selective_scan(*inputs, return_last_state=False, save=True)
+    triton_scan.selective_scan_backward(y, None, ungated, saved, *inputs)
+    convolution = (rows, torch.empty(k, d, 4, dtype=dtype, device="meta"), vector, True, [False, True][:k])
+    triton_conv1d.causal_conv1d(*convolution)
+    triton_conv1d.causal_conv1d_backward(rows, *convolution)
+    x, weight = (torch.empty(*size, d // 2, dtype=dtype, device="meta") for size in ((b, l), ()))
+    triton_rms_norm.rms_norm(x, weight, 1e-5)
+    triton_rms_norm.rms_norm_backward(x, x, weight, 1e-5)
+
+
+def unusual():
+    """The scan with nothing optional, then with everything; in segments and with the states in parts."""
+    triton_scan.MOST_STATES = 2
+    for k, g, given, combine, dtype in (
+        (1, 1, False, "none", torch.float32),
+        (2, 2, True, "sum", torch.float16),
+    ):
+        b, l, d, n = 2, 300, 96, 4
+        rows, narrow, wide = ((b, k, l, d), dtype), ((b, k, l, g, n), dtype), ((b, 1, l, d), dtype)
+        A, vector, state = ((k, d, n), torch.float32), ((k, d), torch.float32), ((b, k, d, n), torch.float32)
+        optional = (vector, wide, vector, state) if given else (None,) * 4
+        shapes = (rows, rows, A, narrow, narrow, *optional)
+        tensors = [x if x is None else torch.empty(x[0], dtype=x[1], device="meta") for x in shapes]
+        inputs = (*tensors, given, [True, False][:k], combine)
+        y, _, ungated, saved = triton_scan.selective_scan(*inputs, return_last_state=given, save=True)
+        triton_scan.selective_scan_backward(y, tensors[8], ungated, saved, *inputs)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--states", type=int, default=16)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=197)
+    parser.add_argument("--channels", type=int, default=768)
+    parser.add_argument("--unusual", action="store_true", help="also what Vim does not use")
+    parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90])
+    options = parser.parse_args()
+    sizes = (options.images, 2, options.tokens, options.channels, options.states)
+    launches = record(lambda: forward_and_backward(*sizes))
+    launches += record(unusual) if options.unusual else []
+    launches = list(
+        {(id(kernel), str(options)): (kernel, args, options) for kernel, args, options in launches}.values()
+    )
+    for architecture in options.architectures:
+        for launch in launches:
+            print(json.dumps(measure(*launch, architecture)), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
