@@ -1,6 +1,8 @@
 """Compare ops and models side by side in one run: time, throughput, peak memory; forward passes and training steps.
 
-Without --models: the scan's backends, Vim against DeiT at several sizes, and what `import vim` adds to `import timm`.
+Without --models: the scan's backends, Vim against DeiT at several sizes, VideoMamba against a transformer, and what
+`import vim` adds to `import timm`. Transformers have PyTorch's fused attention; TIMM_FUSED_ATTN=0 before the command
+gives timm's models the plain one.
 """
 
 import argparse
@@ -17,7 +19,16 @@ from rich.box import ASCII2
 from rich.console import Console
 from rich.table import Table
 
-from vim.engine.benchmark import PASSES, Row, compare_imports, compare_models, compare_scans, plot
+from vim.engine.benchmark import (
+    PASSES,
+    Row,
+    compare_clips,
+    compare_imports,
+    compare_layers,
+    compare_models,
+    compare_scans,
+    plot,
+)
 from vim.engine.files import write_csv
 from vim.errors import UserError, run
 
@@ -49,6 +60,13 @@ def chosen(arguments: argparse.Namespace) -> list[Row]:
 
 def everything(device: str, amp: str) -> list[Row]:
     measure = partial(compare_models, device=device, amp=amp)
+    if device != "cpu":
+        pairs = itertools.product((TINY, SMALL), (224, 512, 1024, 1248))
+        return [
+            *compare_layers(device, rounds=20),
+            *[row for names, size in pairs for row in measure(names, img_size=size, batch_size=8, rounds=10)],
+            *compare_clips(device, rounds=5),
+        ]
     return [
         *compare_scans(1, device, rounds=15),
         *compare_scans(8, device, rounds=5, passes=["forward"]),  # the loop's backward takes 40 s
@@ -58,6 +76,7 @@ def everything(device: str, amp: str) -> list[Row]:
         *measure(TINY, img_size=448, batch_size=1, rounds=9, passes=PASSES[:1]),
         *measure(TINY, img_size=896, batch_size=1, rounds=5, passes=PASSES[:1]),
         *measure(TINY, img_size=1248, batch_size=1, rounds=3, passes=PASSES[:1]),
+        *compare_clips(device, rounds=3),
     ]
 
 

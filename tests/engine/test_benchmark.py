@@ -3,9 +3,18 @@ import torch
 from PIL import Image
 
 from vim.engine import timing
-from vim.engine.benchmark import compare, compare_models, compare_scans, plot
+from vim.engine.benchmark import (
+    JointTransformer,
+    compare,
+    compare_clips,
+    compare_layers,
+    compare_models,
+    compare_scans,
+    plot,
+)
 from vim.engine.files import write_csv
 from vim.errors import UserError
+from vim.kernels import available_backends
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts what is on the GPU")
@@ -60,3 +69,28 @@ def test_a_model_or_a_size_that_does_not_exist():
         compare_models(["vim_huge"], img_size=64, **options)
     with pytest.raises(UserError, match=r"cannot build test_vim at 8 pixels: img_size must be at least the patch"):
         compare_models(["test_vim"], img_size=8, **options)
+
+
+def test_clips():
+    rows = compare_clips("cpu", frames=(1, 2), img_size=32, rounds=1)
+    assert [(row.name, row.size) for row in rows] == [
+        ("videomamba_tiny", 4),
+        ("videomamba_tiny", 8),
+        ("joint ViT, plain attention", 8),
+        ("joint ViT", 8),
+    ]
+    torch.manual_seed(0)
+    plain, fused = (JointTransformer(2, img_size=32, fused=fused, depth=2).eval() for fused in (False, True))
+    fused.load_state_dict(plain.state_dict())
+    clip = torch.randn(1, 3, 2, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(clip), fused(clip))
+
+
+def test_layers():
+    rows = compare_layers("cpu", shapes={"tiny": (1, 2, 5, 8)}, states=2, rounds=1)
+    names = available_backends("cpu")
+    expected = {f"tiny, {name}" for name in (*names, "copy")}
+    for run in ("forward", "forward+backward"):
+        assert expected <= {row.name for row in rows if row.run == run}
+    assert all(row.milliseconds > 0 and row.baseline == "tiny, copy" for row in rows)

@@ -1,5 +1,7 @@
 """What ops and models take: time, throughput and peak memory, compared side by side within one run."""
 
+import importlib.util
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -7,17 +9,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 import vim  # noqa: F401  registers the models
 from vim.engine.timing import peak_memory, side_by_side
 from vim.errors import UserError, describe
-from vim.kernels import available_backends, selective_scan
+from vim.kernels import available_backends, chunked, selective_scan
 
 PASSES = ("forward", "training step")
 
@@ -92,6 +95,97 @@ def compare_scans(
     return rows
 
 
+# (b, k, l, d) of a layer of whole models, and long sequences
+SHAPES = {
+    "Vim-Tiny": (64, 2, 197, 384),
+    "Vim-Small": (64, 2, 197, 768),
+    "Vim-Base": (64, 2, 197, 1536),
+    "VideoMamba-Tiny, 8 frames": (8, 2, 1569, 384),
+    "VideoMamba-Middle, 64 frames": (1, 2, 12545, 1152),
+    **{f"{length} tokens": (1, 2, length, 768) for length in (1024, 4096, 16384, 65536)},
+}
+
+
+def compare_layers(
+    device: str, *, shapes: Mapping[str, tuple[int, int, int, int]] = SHAPES, states: int = 16, rounds: int
+) -> list[Row]:
+    """The scan of a layer in bfloat16, all directions, with softplus, D and gate, against what else there is on a GPU.
+
+    That is the other backends, also compiled; mambapy's parallel scan, where it is installed, of one direction without
+    the rest; and a copy of the inputs, the baseline. The least that its exponentials can take is a row without memory.
+    """
+    rows = []
+    for name, shape in shapes.items():
+        b, k, l, d = shape
+        tensors = _of_a_layer(shape, states, device)
+        options = (None, True, [bool(i % 2) for i in range(k)], "mean")  # no state, softplus
+        scans: dict[str, Callable[..., Any]] = {
+            backend: lambda *inputs, backend=backend, options=options: torch.ops.vim.selective_scan(
+                *inputs, *options, False, backend
+            )[0]
+            for backend in reversed(available_backends(device))
+            if backend != "reference" or l <= 197  # it takes minutes
+        }
+        if importlib.util.find_spec("mambapy"):
+            scans["mambapy"] = _parallel_scan
+        for run in ("forward", "forward+backward"):
+            call = _infer if run == "forward" else _differentiate
+            runs: dict[str, Callable[[], object]] = {}
+            runs |= {f"{name}, {backend}": partial(call, scan, tensors) for backend, scan in scans.items()}
+            if run == "forward":
+                compiled: Any = torch.compile(chunked.selective_scan)
+                runs[f"{name}, chunked, compiled"] = partial(compiled, *tensors, *options)
+            runs[f"{name}, copy"] = partial(_copy, tensors)
+            rows += compare(runs, run=run, batch_size=b, size=l, rounds=rounds)
+            if device != "cpu":
+                rows.append(_bound(f"{name}, bound", run, shape, states, rows[-1]))
+    return rows
+
+
+def _of_a_layer(shape: tuple[int, int, int, int], states: int, device: str) -> list[Tensor]:
+    """u, delta, A, B, C, D, z and delta_bias."""
+    b, k, l, d = shape
+    wide: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
+    u, delta = torch.randn(2, b, k, l, d, **wide)
+    B, C = torch.randn(2, b, k, l, 1, states, **wide)
+    A = -torch.arange(1.0, states + 1, device=device).expand(k, d, states).contiguous()
+    D, delta_bias = torch.randn(2, k, d, device=device)
+    return [u, delta, A, B, C, D, torch.randn(b, 1, l, d, **wide), delta_bias - 3]
+
+
+@torch.no_grad()
+def _infer(scan: Callable[..., Tensor], tensors: Sequence[Tensor]) -> None:
+    scan(*tensors)
+
+
+def _copy(tensors: Sequence[Tensor]) -> None:
+    for tensor in tensors:
+        tensor.clone()
+
+
+def _differentiate(scan: Callable[..., Tensor], tensors: Sequence[Tensor]) -> None:
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    torch.autograd.grad(scan(*leaves).sum(), leaves, allow_unused=True)
+
+
+def _parallel_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor) -> Tensor:
+    """The states of the first direction by mambapy, and what is read of them."""
+    from mambapy.pscan import pscan
+
+    u, delta, B, C = (tensor[:, 0].float() for tensor in (u, delta, B, C))
+    dt = F.softplus(delta).unsqueeze(-1)
+    return (pscan(torch.exp(dt * A[0]), dt * B * u.unsqueeze(-1)) * C).sum(-1)
+
+
+def _bound(name: str, run: str, shape: tuple[int, int, int, int], states: int, copy: Row) -> Row:
+    """The time of the exponentials alone: one a state and two of the softplus; three times that with backwards."""
+    properties = torch.cuda.get_device_properties(0)
+    a_second = 16 * properties.multi_processor_count * 1e3 * properties.clock_rate  # 16 a clock and multiprocessor
+    b, _, l, _ = shape
+    taken = math.prod(shape) * (states + 2) * (1 if run == "forward" else 3) / a_second
+    return Row(name, run, b, l, 1e3 * taken, b / taken, 0.0, copy.baseline, copy.milliseconds / (1e3 * taken))
+
+
 def compare_models(
     names: Sequence[str],
     *,
@@ -124,6 +218,46 @@ def compare_models(
                 optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5)
                 calls[name] = partial(_step, model, optimizer, image, labels, context)
         rows += compare(calls, run=run, batch_size=batch_size, size=img_size, rounds=rounds)
+    return rows
+
+
+class JointTransformer(nn.Module):
+    """A vision transformer of timm's blocks over all patches of a clip at once, the size of VideoMamba-Tiny."""
+
+    def __init__(self, num_frames: int, *, img_size: int, fused: bool, embed_dim: int = 192, depth: int = 24) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv3d(3, embed_dim, (1, 16, 16), (1, 16, 16))
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_frames * (img_size // 16) ** 2, embed_dim))
+        blocks = [Block(embed_dim, num_heads=3, qkv_bias=True) for _ in range(depth)]
+        for block in blocks:
+            cast(Any, block.attn).fused_attn = fused
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(embed_dim, 400)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Map (b, c, t, h, w) to (b, 400)."""
+        x = self.patch_embed(clip).flatten(2).transpose(1, 2) + self.pos_embed
+        return self.head(self.blocks(x).mean(1))
+
+
+def compare_clips(
+    device: str, *, frames: Sequence[int] = (8, 16, 32, 64), img_size: int = 224, rounds: int
+) -> list[Row]:
+    """VideoMamba-Tiny on clips of several lengths, and on the longest the transformer of equal width and depth.
+
+    A row's size is its clips' patches. The two transformers have PyTorch's attention, and the plain one.
+    """
+    rows = []
+    for number in frames:
+        clip = torch.randn(1, 3, number, img_size, img_size, device=device)
+        model: Any = timm.create_model("videomamba_tiny_f8", num_frames=number, img_size=img_size).to(device).eval()
+        calls = {"videomamba_tiny": partial(_forward, model, clip, nullcontext)}
+        if number == max(frames):
+            for name, fused in (("joint ViT, plain attention", False), ("joint ViT", True)):
+                other = JointTransformer(number, img_size=img_size, fused=fused).to(device).eval()
+                calls[name] = partial(_forward, other, clip, nullcontext)
+        size = number * model.patch_embed.num_patches
+        rows += compare(calls, run="forward", batch_size=1, size=size, rounds=rounds)
     return rows
 
 
