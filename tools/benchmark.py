@@ -19,20 +19,9 @@ from rich.box import ASCII2
 from rich.console import Console
 from rich.table import Table
 
-from vim.engine.benchmark import (
-    PASSES,
-    Row,
-    compare_clips,
-    compare_imports,
-    compare_layers,
-    compare_models,
-    compare_scans,
-    plot,
-)
+from vim.engine.benchmark import PASSES, Row, compare_everything, compare_imports, compare_models, plot
 from vim.engine.files import write_csv
 from vim.errors import UserError, run
-
-SMALL, TINY = ("vim_small", "deit_small_patch16_224"), ("vim_tiny", "deit_tiny_patch16_224")
 
 
 def parse() -> argparse.Namespace:
@@ -58,28 +47,6 @@ def chosen(arguments: argparse.Namespace) -> list[Row]:
     return [r for s, b in sizes for r in measure(arguments.models, img_size=s, batch_size=b, passes=passes)]
 
 
-def everything(device: str, amp: str) -> list[Row]:
-    measure = partial(compare_models, device=device, amp=amp)
-    if device != "cpu":
-        pairs = itertools.product((TINY, SMALL), (224, 512, 1024, 1248))
-        return [
-            *compare_layers(device, rounds=20),
-            *[row for names, size in pairs for row in measure(names, img_size=size, batch_size=8, rounds=10)],
-            *compare_clips(device, rounds=5),
-        ]
-    return [
-        *compare_scans(1, device, rounds=15),
-        *compare_scans(8, device, rounds=5, passes=["forward"]),  # the loop's backward takes 40 s
-        *measure(SMALL, img_size=224, batch_size=1, rounds=25, passes=PASSES[:1]),
-        *measure(SMALL, img_size=224, batch_size=8, rounds=7),
-        *measure(TINY, img_size=224, batch_size=1, rounds=15, passes=PASSES[:1]),
-        *measure(TINY, img_size=448, batch_size=1, rounds=9, passes=PASSES[:1]),
-        *measure(TINY, img_size=896, batch_size=1, rounds=5, passes=PASSES[:1]),
-        *measure(TINY, img_size=1248, batch_size=1, rounds=3, passes=PASSES[:1]),
-        *compare_clips(device, rounds=3),
-    ]
-
-
 def show(rows: list[Row]) -> None:
     table = Table(box=ASCII2, show_edge=False)
     for header in ("", "", "batch", "size", "ms", "images/s", "peak MB", "speed"):
@@ -98,7 +65,7 @@ def show(rows: list[Row]) -> None:
 def main() -> None:
     arguments = parse()
     print(f"PyTorch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads, amp {arguments.amp}")
-    rows = chosen(arguments) if arguments.models else everything(arguments.device, arguments.amp)
+    rows = chosen(arguments) if arguments.models else compare_everything(arguments.device, arguments.amp)
     show(rows)
     if not arguments.models:
         print(compare_imports())

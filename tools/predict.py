@@ -1,9 +1,9 @@
-"""Print the likeliest classes of images."""
+"""Print the likeliest classes of images, or of videos."""
 
 import argparse
 from pathlib import Path
 
-from vim.data import find_images
+from vim.data import find_images, find_videos
 from vim.engine.files import make_folder
 from vim.engine.predict import Predictor, draw
 from vim.errors import UserError, run
@@ -11,9 +11,9 @@ from vim.errors import UserError, run
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="best.pth or last.pth of a run; with --model, ImageNet weights")
-    parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
-    parser.add_argument("--model", help="the timm name of the model that ImageNet weights are for, such as vim_small")
+    parser.add_argument("checkpoint", type=Path, help="best.pth or last.pth of a run; with --model, published weights")
+    parser.add_argument("inputs", type=Path, nargs="+", help="image or video files, or folders of them")
+    parser.add_argument("--model", help="the timm name of the model that published weights are for, such as vim_small")
     parser.add_argument("--top-k", type=int, default=5, help="how many classes (default: 5)")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="also write pictures with the predictions there")
     return parser.parse_args()
@@ -23,20 +23,21 @@ def main() -> None:
     arguments = parse()
     if arguments.top_k < 1:
         raise UserError(f"--top-k must be at least 1, got {arguments.top_k}")
-    images = find_images(arguments.images)
     if arguments.model:
         predictor = Predictor.from_pretrained(arguments.model, arguments.checkpoint)
     else:
         predictor = Predictor.from_checkpoint(arguments.checkpoint)
+    paths = (find_videos if predictor.num_frames else find_images)(arguments.inputs)
     if arguments.draw:
         make_folder(arguments.draw)
-    for number, path in enumerate(images):
-        predictions = predictor(path, arguments.top_k)
+    for number, path in enumerate(paths):
+        frames = predictor.read(path)
+        predictions = predictor(frames, arguments.top_k)
         print(path)
         for name, probability in predictions:
             print(f"  {100 * probability:6.2f} %  {name}")
         if arguments.draw:
-            draw(path, predictions, arguments.draw / f"{number:04d}_{path.stem}.png")
+            draw(frames, predictions, arguments.draw / f"{number:04d}_{path.stem}.png")
 
 
 if __name__ == "__main__":

@@ -16,19 +16,15 @@ def to_tensor(image):
     return torch.tensor([sum(image.convert("L").tobytes()), torch.rand((), dtype=torch.float64)], dtype=torch.float64)
 
 
-def load(
-    dataset, *, num_workers=0, share=Share(), repeats=1, samples=1, epoch=0, start=0, is_training=True, batch_size=8
-):  # noqa: B008
+def load(dataset, *, share=Share(), epoch=0, start=0, is_training=True, batch_size=8, **options):  # noqa: B008
     loader = create_loader(
         dataset,
         to_tensor,
         batch_size=batch_size,
-        num_workers=num_workers,
         seed=0,
         share=share,
         is_training=is_training,
-        repeats=repeats,
-        samples=samples,
+        **{"num_workers": 0, **options},
     )
     if is_training:
         loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start

@@ -89,7 +89,7 @@ def test_missing_values(tmp_path):
         ({"modle.depth": 3}, "modle.depth: a config has no such section, only model, data"),
         ({"model.model_name.depth": 3}, "--cfg-options does not fit the config"),
         ({"model": "vim_nano"}, "model must be a dict"),
-        ({"data.batchsize": 8}, "data has no option batchsize .*, only dataset, root, train_options"),
+        ({"data.batchsize": 8}, "data has no option batchsize .*, only dataset, root, video, train_options"),
         ({"train.clip_gard": 1.0}, "train has no option clip_gard .*, only seed, amp, clip_grad"),
         ({"data.batch_size": 0}, "data.batch_size must be a whole number from 1 .*, got 0"),
         ({"data.num_workers": -1}, "data.num_workers must be a whole number from 0 .*, got -1"),

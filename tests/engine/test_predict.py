@@ -29,6 +29,10 @@ def published(tmp_path_factory):
     return path
 
 
+def predict(predictor, path, **options):
+    return predictor(predictor.read(path), **options)
+
+
 def assert_sorted(predictions):
     probabilities = [probability for _, probability in predictions]
     assert probabilities == sorted(probabilities, reverse=True)
@@ -38,14 +42,14 @@ def assert_sorted(predictions):
 
 @pytest.mark.parametrize("size", [(1, 1), (10, 12), (300, 20)], ids=str)
 def test_the_likeliest_classes(size, checkpoint, tmp_path):
-    predictions = Predictor.from_checkpoint(checkpoint)(write_image(tmp_path / "a.png", *size))
+    predictions = predict(Predictor.from_checkpoint(checkpoint), write_image(tmp_path / "a.png", *size))
     assert len({name for name, _ in predictions}) == 5
     assert {name for name, _ in predictions} <= set("0123456789")
     assert_sorted(predictions)
 
 
 def test_all_classes_sum_to_one(checkpoint, tmp_path):
-    predictions = Predictor.from_checkpoint(checkpoint)(write_image(tmp_path / "a.png"), top_k=100)
+    predictions = predict(Predictor.from_checkpoint(checkpoint), write_image(tmp_path / "a.png"), top_k=100)
     assert sorted(name for name, _ in predictions) == list("0123456789")
     assert sum(probability for _, probability in predictions) == pytest.approx(1, abs=1e-5)
 
@@ -54,14 +58,14 @@ def test_names_of_imagenet(published, tmp_path):
     predictor = Predictor.from_pretrained("test_vim", published)
     assert len(predictor.classes) == 1000
     assert predictor.classes[0].startswith("tench")
-    predictions = predictor(write_image(tmp_path / "a.png"))
+    predictions = predict(predictor, write_image(tmp_path / "a.png"))
     assert len(predictions) == 5
     assert_sorted(predictions)
 
 
 def test_draw(tmp_path):
-    path = write_image(tmp_path / "a.png")
-    draw(path, [("tench, Tinca tinca", 0.7), ("goldfish", 0.2)], tmp_path / "out.png")
+    with Image.open(write_image(tmp_path / "a.png")) as image:
+        draw([image] * 3, [("tench, Tinca tinca", 0.7), ("goldfish", 0.2)], tmp_path / "out.png")
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.size == (800, 300)
 

@@ -4,7 +4,16 @@ from vim.data.datasets import Splits, build_datasets, class_names, part
 from vim.data.digits import Digits
 from vim.data.images import find_images, read_image
 from vim.data.loading import IGNORED, Batch, Share, create_loader, seed_all
-from vim.data.transforms import eval_transform, image_mode, input_options, train_transform
+from vim.data.transforms import (
+    eval_transform,
+    image_mode,
+    input_options,
+    input_shape,
+    num_frames,
+    train_transform,
+)
+from vim.data.video import Videos, find_videos, read_video
+from vim.data.video_transforms import video_eval_transform, video_train_transform
 
 __all__ = [
     "IGNORED",
@@ -12,15 +21,22 @@ __all__ = [
     "Digits",
     "Share",
     "Splits",
+    "Videos",
     "build_datasets",
     "class_names",
     "create_loader",
     "eval_transform",
     "find_images",
+    "find_videos",
     "image_mode",
     "input_options",
+    "input_shape",
+    "num_frames",
     "part",
     "read_image",
+    "read_video",
     "seed_all",
     "train_transform",
+    "video_eval_transform",
+    "video_train_transform",
 ]

@@ -10,6 +10,7 @@ from vim.data.digits import Digits
 from vim.data.images import image_folder, read_image
 from vim.data.mnist import Mnist5k
 from vim.data.streams import Stream
+from vim.data.video import build_videos
 from vim.errors import UserError, describe
 
 BUILT_IN = {"digits": Digits, "mnist5k": Mnist5k}
@@ -19,7 +20,7 @@ TIMM_PREFIXES = ("hfds/", "hfids/", "wds/", "tfds/", "torch/")
 class Splits(NamedTuple):
     """What is trained on and what is held out, each yielding (PIL image, class index); and the classes' names.
 
-    The names are None where a data set does not say them.
+    Of videos it is (list of PIL images, class index). The names are None where a data set does not say them.
     """
 
     train: Any
@@ -51,7 +52,9 @@ def build_datasets(data: dict[str, Any], mode: str = "RGB") -> Splits:
     "digits" and "mnist5k" come with packages. "folder" has `train` and `val` below `data["root"]`, and in each a
     folder a class; "tar" has `train.tar` and `val.tar` like these. Names with a prefix (hfds/, hfids/, wds/, tfds/,
     torch/) are those of `timm.data.create_dataset`, which gets `data["train_options"]` or `data["val_options"]`, such
-    as `split`.
+    as `split`. "videos" has `train.csv` and `val.csv` in `data["root"]`, or videos as "folder" has images;
+    "digit_motion" makes its own, in that folder or in :func:`vim.data.motion.default_folder`. Both take the options of
+    :func:`vim.data.video.build_videos`.
 
     Args:
         mode: PIL's name for the kind of images wanted: "L" for grey.
@@ -64,11 +67,19 @@ def build_datasets(data: dict[str, Any], mode: str = "RGB") -> Splits:
 
 
 def part(data: dict[str, Any], name: str, mode: str) -> Any:
-    """The "train" or the "val" part of a data set; see :func:`build_datasets`."""
+    """The "train" or the "val" part of a data set, of videos also the "test" part; see :func:`build_datasets`."""
     dataset, root = str(data.get("dataset")), data.get("root")
     if dataset in BUILT_IN:
         return BUILT_IN[dataset](train=name == "train", mode=mode)
     options = {"batch_size": data.get("batch_size", 1), **data.get(f"{name}_options", {})}
+    if dataset == "videos":
+        return build_videos(data, name, mode)
+    if dataset == "digit_motion":
+        from vim.data import motion  # not before: it is also run by itself
+
+        folder = Path(str(root)) if root else motion.default_folder()
+        motion.ensure(folder)
+        return build_videos({**data, "root": folder}, name, mode)
     if dataset == "folder":
         if not root:
             raise UserError(f"data.root must name the folder that holds {name}: --cfg-options data.root=PATH")
@@ -77,7 +88,7 @@ def part(data: dict[str, Any], name: str, mode: str) -> Any:
         return _timm("", Path(str(root)) / f"{name}.tar", name, mode, options)
     if dataset.startswith(TIMM_PREFIXES):
         return _timm(dataset, root, name, mode, options)
-    names = ", ".join(repr(known) for known in (*BUILT_IN, "folder", "tar"))
+    names = ", ".join(repr(known) for known in (*BUILT_IN, "digit_motion", "folder", "tar", "videos"))
     raise UserError(f"data.dataset must be {names}, or one of timm's with {', '.join(TIMM_PREFIXES)}, got {dataset!r}")
 
 
@@ -94,7 +105,7 @@ def _timm(name: str, root: Any, split: str, mode: str, options: dict[str, Any]) 
 
 def class_names(dataset: Any) -> list[str] | None:
     """The names of a data set's classes, in their order, where it says them."""
-    if hasattr(dataset, "classes"):
+    if getattr(dataset, "classes", None):
         return list(dataset.classes)
     reader = getattr(getattr(dataset, "dataset", dataset), "reader", None)
     to_index = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)

@@ -33,7 +33,7 @@ class Key(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """images (b, c, h, w), labels (b,), and a line for each image that could not be read."""
+    """images (b, c, h, w), or clips (b, c, t, h, w); labels (b,); and a line for each that could not be read."""
 
     images: Tensor
     labels: Tensor
@@ -57,10 +57,11 @@ def seed_all(*numbers: int) -> None:
 
 
 class Prepared(Dataset[Any]):
-    """The images of a data set after a transform whose random choices follow from the seed and the key.
+    """The images of a data set after a transform; the random choices of both follow from the seed and the key.
 
     Args:
-        dataset: yields (PIL image, class index); a UserError is an image that cannot be read.
+        dataset: yields (PIL image, class index), or of videos (list of PIL images, class index); a UserError is one
+            that cannot be read.
         substitute: give the next readable image for one that cannot be read; else zeros, labelled `IGNORED`.
     """
 
@@ -71,12 +72,12 @@ class Prepared(Dataset[Any]):
         unreadable = []
         for offset in range(min(len(self.dataset), MOST_UNREADABLE) if self.substitute else 1):
             index = (key.image + offset) % len(self.dataset)
+            seed_all(self.seed, key.epoch, index, max(key.repeat, 0))
             try:
                 image, label = self.dataset[index]
             except UserError as error:
                 unreadable.append(str(error))
                 continue
-            seed_all(self.seed, key.epoch, index, max(key.repeat, 0))
             return self.transform(image), IGNORED if key.repeat == PADDING else label, unreadable
         if self.substitute:
             raise UserError(f"{len(unreadable)} images in a row cannot be read: {unreadable[0]}")

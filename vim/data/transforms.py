@@ -21,6 +21,18 @@ def input_options(model: Any) -> dict[str, Any]:
     return options
 
 
+def num_frames(model: Any) -> int | None:
+    """How many frames the clips have that a model takes; None for a model of images."""
+    return getattr(model.patch_embed, "num_frames", None)
+
+
+def input_shape(model: Any) -> tuple[int, ...]:
+    """Of what a model takes, without the batch: (c, h, w), or (c, t, h, w)."""
+    channels, *size = input_options(model)["input_size"]
+    frames = num_frames(model)
+    return (channels, frames, *size) if frames else (channels, *size)
+
+
 def eval_transform(model: Any, options: dict[str, Any]) -> Callable[[Any], Any]:
     """A PIL image to a tensor (c, h, w): resize, centre crop, normalise."""
     return create_transform(**{**input_options(model), **options})

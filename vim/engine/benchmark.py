@@ -1,6 +1,7 @@
 """What ops and models take: time, throughput and peak memory, compared side by side within one run."""
 
 import importlib.util
+import itertools
 import math
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from vim.errors import UserError, describe
 from vim.kernels import available_backends, chunked, selective_scan
 
 PASSES = ("forward", "training step")
+SMALL, TINY = ("vim_small", "deit_small_patch16_224"), ("vim_tiny", "deit_tiny_patch16_224")
 
 
 @dataclass(frozen=True)
@@ -294,6 +296,29 @@ def _step(
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
+
+
+def compare_everything(device: str, amp: str) -> list[Row]:
+    """What the documentation shows of a device."""
+    measure = partial(compare_models, device=device, amp=amp)
+    if device != "cpu":
+        pairs = itertools.product((TINY, SMALL), (224, 512, 1024, 1248))
+        return [
+            *compare_layers(device, rounds=20),
+            *[row for names, size in pairs for row in measure(names, img_size=size, batch_size=8, rounds=10)],
+            *compare_clips(device, rounds=5),
+        ]
+    return [
+        *compare_scans(1, device, rounds=15),
+        *compare_scans(8, device, rounds=5, passes=["forward"]),  # the loop's backward takes 40 s
+        *measure(SMALL, img_size=224, batch_size=1, rounds=25, passes=PASSES[:1]),
+        *measure(SMALL, img_size=224, batch_size=8, rounds=7),
+        *measure(TINY, img_size=224, batch_size=1, rounds=15, passes=PASSES[:1]),
+        *measure(TINY, img_size=448, batch_size=1, rounds=9, passes=PASSES[:1]),
+        *measure(TINY, img_size=896, batch_size=1, rounds=5, passes=PASSES[:1]),
+        *measure(TINY, img_size=1248, batch_size=1, rounds=3, passes=PASSES[:1]),
+        *compare_clips(device, rounds=3),
+    ]
 
 
 def compare_imports() -> str:

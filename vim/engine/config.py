@@ -18,6 +18,7 @@ KEYS = {
     "data": (
         "dataset",
         "root",
+        "video",
         "train_options",
         "val_options",
         "batch_size",

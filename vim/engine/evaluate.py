@@ -113,6 +113,67 @@ def evaluate(
     )
 
 
+class Views(Dataset[Any]):
+    """The views of videos that a data set gives one after the other; the label of each is its place in that order."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.dataset[index][0], index
+
+
+@torch.inference_mode()
+def evaluate_views(
+    model: nn.Module, loader: Any, accelerator: Accelerator, labels: Sequence[int], classes: int
+) -> Evaluation:
+    """The accuracy on videos of the probabilities' mean over their views, as VideoMamba's is evaluated.
+
+    Each process sees a part of the views, each view once.
+
+    Args:
+        loader: of :class:`Views`, as many for each video.
+        labels: of the videos, in their order.
+        classes: how many there are.
+
+    Raises:
+        UserError: a label that is none of the classes.
+    """
+    if max(labels) >= classes:
+        raise UserError(f"a video is labelled {max(labels)}: expected 0 to {classes - 1}, the classes")
+    model.eval()
+    total = torch.zeros(len(labels), classes, dtype=torch.float64, device=accelerator.device)
+    count = torch.zeros(len(labels), dtype=torch.int64, device=accelerator.device)
+    unreadable: dict[str, None] = {}
+    views = len(loader.dataset.dataset) // len(labels)
+    for clips, places, lines in loader:
+        unreadable |= dict.fromkeys(lines)
+        seen = places != IGNORED
+        if not seen.any():
+            continue
+        with accelerator.autocast():
+            logits = model(clips[seen].to(accelerator.device, non_blocking=True))
+        videos = places[seen].to(accelerator.device) // views
+        total.index_add_(0, videos, logits.double().softmax(1))
+        count.index_add_(0, videos, torch.ones_like(videos))
+    total, count = accelerator.reduce(total).cpu(), accelerator.reduce(count).cpu()
+    known = count > 0
+    probabilities, actual = total[known] / count[known].unsqueeze(1), torch.tensor(labels)[known]
+    top5 = probabilities.topk(min(5, classes)).indices
+    confusion = torch.bincount(actual * classes + probabilities.argmax(1), minlength=classes**2).view(classes, classes)
+    share = 1 / max(len(actual), 1)
+    return Evaluation(
+        -share * float(probabilities.gather(1, actual.unsqueeze(1)).log().sum()),
+        share * int(confusion.trace()),
+        share * int((top5 == actual.unsqueeze(1)).sum()),
+        confusion,
+        list(dict.fromkeys(gather_object(list(unreadable)))),
+    )
+
+
 class Candidate(NamedTuple):
     """A model in evaluation mode, its classes' names (None: the file does not say), and which of its weights it has.
 
@@ -225,7 +286,7 @@ def held_out(data: Mapping[str, Any], labels: str, candidate: Candidate, mode: s
     """
     if labels == "none":
         dataset = _images(data, mode)
-        return HeldOut(dataset, _own_classes(data, dataset, candidate, source))
+        return HeldOut(dataset, own_classes(data, dataset, candidate, source))
     synsets = _timm_list("imagenet_synsets.txt")
     _check_imagenet(candidate, synsets, labels, source)
     if labels == "real":
@@ -269,7 +330,7 @@ def _images(data: Mapping[str, Any], mode: str) -> Any:
     return part(dict(data), "val", mode) if folder is None else image_folder(folder, mode)
 
 
-def _own_classes(data: Mapping[str, Any], dataset: Any, candidate: Candidate, source: Path) -> list[str]:
+def own_classes(data: Mapping[str, Any], dataset: Any, candidate: Candidate, source: Path) -> list[str]:
     """The names of the data set's classes, if they are the model's."""
     count, found = candidate.model.num_classes, class_names(dataset)
     # who publishes 1,000 classes keeps to the order of ImageNet's folders
@@ -348,7 +409,8 @@ def evaluate_timed(model: Any, images: HeldOut, loader: Any, accelerator: Accele
 class Result:
     """A line of the table of results; its fields are the columns. Accuracies are shares of one.
 
-    `date` is local, with its offset; `img_size` height x width in pixels, or one number where they are the same.
+    `date` is local, with its offset; `views` frames x crops x clips of a video, else empty; `img_size` height x width
+    in pixels, or one number where they are the same.
     """
 
     date: str
@@ -356,6 +418,7 @@ class Result:
     config: str
     weights: str
     labels: str
+    views: str
     img_size: str
     images: int
     unreadable: int
@@ -374,7 +437,7 @@ class Result:
             loss=evaluation.loss,
             top1=evaluation.top1,
             top5=evaluation.top5,
-            **about,
+            **{"views": "", **about},
         )
 
 

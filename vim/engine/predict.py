@@ -1,13 +1,17 @@
-"""What a trained model sees in images."""
+"""What a trained model sees in images and videos."""
 
+import math
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import ImageNetInfo
 from torch import nn
 
-from vim.data import eval_transform, image_mode, read_image
+from vim.data import eval_transform, image_mode, num_frames, read_image, video_eval_transform
+from vim.data.video import Video, Videos
 from vim.engine.weights import load_published, load_trained
 from vim.errors import UserError
 
@@ -24,8 +28,8 @@ class Predictor:
         if len(classes) != model.num_classes:
             raise UserError(f"the model has {model.num_classes} classes, and there are names for {len(classes)}")
         self.model, self.classes = model.eval(), classes
-        self.transform = eval_transform(model, transform)
-        self.mode = image_mode(model)
+        self.num_frames, self.mode = num_frames(model), image_mode(model)
+        self.transform: Any = (video_eval_transform if self.num_frames else eval_transform)(model, transform)
 
     @classmethod
     def from_checkpoint(cls, path: Path) -> "Predictor":
@@ -35,26 +39,42 @@ class Predictor:
 
     @classmethod
     def from_pretrained(cls, name: str, path: Path) -> "Predictor":
-        """A timm model with ImageNet weights from a file: a published checkpoint, or one like it."""
-        model = load_published(name, path)
-        info = ImageNetInfo()
-        return cls(model, {}, [info.index_to_description(i) for i in range(info.num_classes())])
+        """A timm model with published weights from a file, of ImageNet, or of videos: Kinetics' classes have names."""
+        model: Any = load_published(name, path)
+        if num_frames(model) is None:
+            info = ImageNetInfo()
+            return cls(model, {}, [info.index_to_description(i) for i in range(info.num_classes())])
+        kinetics = (files("vim.data") / "kinetics400.txt").read_text().splitlines()
+        classes = kinetics if model.num_classes == len(kinetics) else [f"class {i}" for i in range(model.num_classes)]
+        return cls(model, {}, classes)
+
+    def read(self, path: Path) -> list[Image.Image]:
+        """The image in a file; or the frames of a video, or of a folder of frames, that the model looks at."""
+        if self.num_frames is None:
+            return [read_image(path, self.mode)]
+        return Videos([Video(str(path), 0)], self.mode, is_training=False, num_frames=self.num_frames)[0][0]
 
     @torch.inference_mode()
-    def __call__(self, path: Path, top_k: int = 5) -> list[tuple[str, float]]:
-        """The names and probabilities of the likeliest classes of an image file, best first."""
-        image = self.transform(read_image(path, self.mode)).unsqueeze(0)
-        probabilities = self.model(image).float().softmax(-1)[0]
+    def __call__(self, frames: list[Image.Image], top_k: int = 5) -> list[tuple[str, float]]:
+        """The names and probabilities of the likeliest classes of what :meth:`read` gives, best first."""
+        prepared = self.transform(frames if self.num_frames else frames[0])
+        probabilities = self.model(prepared.unsqueeze(0)).float().softmax(-1)[0]
         top = probabilities.topk(min(top_k, len(self.classes)))
         return [(self.classes[i], p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
 
 
-def draw(path: Path, predictions: list[tuple[str, float]], out: Path) -> None:
-    """Write a picture of the image with its predictions as bars beside it."""
+def draw(frames: list[Image.Image], predictions: list[tuple[str, float]], out: Path) -> None:
+    """Write a picture of the image, or of the frames row by row, with the predictions as bars beside."""
     import matplotlib.pyplot as plt
 
+    columns = math.ceil(math.sqrt(len(frames)))
+    rows = math.ceil(len(frames) / columns)
+    width, height = frames[0].size
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    for i, frame in enumerate(frames):
+        sheet.paste(frame, (i % columns * width, i // columns * height))
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    left.imshow(read_image(path))
+    left.imshow(sheet)
     left.set_axis_off()
     names = [name.split(",")[0] for name, _ in predictions]
     right.barh(range(len(names)), [100 * probability for _, probability in predictions])

@@ -40,9 +40,12 @@ from vim.data import (
     create_loader,
     eval_transform,
     image_mode,
-    input_options,
+    input_shape,
+    num_frames,
     seed_all,
     train_transform,
+    video_eval_transform,
+    video_train_transform,
 )
 from vim.engine.config import reading, write_config
 from vim.engine.evaluate import Evaluation, evaluate
@@ -96,17 +99,21 @@ def _build_optimizer(model: Any, *, published_decay: bool = False, **options: An
 def build_loader(
     data: dict[str, Any], dataset: Any, model: nn.Module, share: Share, *, seed: int = 0, is_training: bool
 ) -> DataLoader[Any]:
-    """Batches of images (b, c, h, w) and labels (b,), prepared for the model, for one of several processes.
+    """Batches of images (b, c, h, w) or clips (b, c, t, h, w), prepared for the model, for one of several processes.
 
     Raises:
         UserError: an option of the transform that does not exist, or a batch larger than the training set.
     """
     section = "train_transform" if is_training else "eval_transform"
+    frames = num_frames(model)
+    makers: Any = (video_train_transform, video_eval_transform) if frames else (train_transform, eval_transform)
+    make = makers[0] if is_training else makers[1]
     with reading(f"data.{section}"):
-        transform = (train_transform if is_training else eval_transform)(model, data.get(section, {}))
-        made, wanted = transform(Image.new(image_mode(model), (40, 30))).shape, input_options(model)["input_size"]
-        if tuple(made) != tuple(wanted):
-            raise ValueError(f"it makes images of {tuple(made)}, and the model takes {tuple(wanted)}")
+        transform = make(model, data.get(section, {}))
+        image = Image.new(image_mode(model), (40, 30))
+        made, wanted = transform([image] * frames if frames else image).shape, input_shape(model)
+        if tuple(made) != wanted:
+            raise ValueError(f"it makes images of {tuple(made)}, and the model takes {wanted}")
     return create_loader(
         dataset,
         transform,
@@ -373,7 +380,10 @@ class Trainer:
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, targets = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch[:2])
-        return self.mixup(images, targets) if self.mixup is not None else (images, targets)
+        if self.mixup is None:
+            return images, targets
+        mixed, targets = self.mixup(images.flatten(1, -3), targets)  # to it, the frames of a clip are channels
+        return mixed.view(images.shape), targets
 
     def _skip(self, seen: list[Tensor], number: int, loss: float) -> None:
         """Leave the weights as they are; say where it went wrong, and stop if it goes on."""

@@ -1,0 +1,131 @@
+"""From videos on disk to accuracies over views, with the smallest model."""
+
+import csv
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from tests.engine.test_trainer import assert_same, load
+from tests.tiny import ROOT, write_image
+from tests.tools.test_tools import start
+from vim.data import Share, part
+from vim.engine.config import load_config
+from vim.engine.evaluate import Views, evaluate_views
+from vim.engine.predict import Predictor
+from vim.engine.trainer import Trainer, build_loader
+from vim.errors import UserError
+
+CONFIG = "configs/videomamba/videomamba-test_digit-motion.py"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Three videos as folders of frames to train on, two held out and one that cannot be read."""
+    root = tmp_path_factory.mktemp("videos")
+    for name, labels in (("train", (0, 1, 0, 1)), ("val", (1, 0, 1))):
+        for i in range(len(labels)):
+            for frame in range(9):
+                write_image(root / name / str(i) / f"{frame}.png", 40 + frame, 60)
+        (root / f"{name}.csv").write_text("".join(f"{name}/{i},{label}\n" for i, label in enumerate(labels)))
+    for frame in range(9):
+        (root / f"val/2/{frame}.png").write_bytes(b"nothing")
+    (root / "classes.txt").write_text("left\nright\n")
+    return root
+
+
+@pytest.fixture
+def config(root):
+    options = {
+        "data.dataset": "videos",
+        "data.root": str(root),
+        "data.batch_size": 4,
+        "data.num_workers": 0,
+        "data.max_unreadable": 0.9,
+        "data.samples": 2,
+        "model.num_classes": 2,
+        "model.in_chans": 3,
+        "schedule.num_epochs": 1,
+        "schedule.warmup_epochs": 0,
+    }
+    config = load_config(ROOT / CONFIG, options)
+    config.mixup = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+    return config
+
+
+def test_it_trains_on_clips_and_goes_on_exactly(config, tmp_path):
+    config.schedule.num_epochs, config.train.save_updates, config.train.keep = 2, 1, 9
+    evaluation = Trainer(config, tmp_path / "whole").fit()
+    assert evaluation.images == 2
+    assert len(evaluation.unreadable) == 1
+    Trainer(config, tmp_path / "other", tmp_path / "whole/last.3.pth").fit()
+    assert_same(load(tmp_path / "other/last.pth"), load(tmp_path / "whole/last.pth"))
+
+
+def views_of(config, trainer, clips, crops, share=Share()):  # noqa: B008
+    data = config.data.to_dict()
+    data["video"] |= {"num_clips": clips, "num_crops": crops}
+    videos = part(data, "val", "RGB")
+    return videos, build_loader(data, Views(videos), trainer.bare_model, share, is_training=False)
+
+
+class Sum(torch.nn.Module):
+    """Logits that tell a clip from another."""
+
+    def forward(self, clips):
+        return torch.stack([clips.mean((1, 2, 3, 4)), clips[:, :, 0].std((1, 2, 3))], 1) * 5
+
+
+@pytest.mark.parametrize(("clips", "crops"), [(1, 1), (2, 3)])
+def test_probabilities_are_averaged_over_views(clips, crops, config, tmp_path):
+    trainer = Trainer(config, tmp_path)
+    videos, loader = views_of(config, trainer, clips, crops)
+    model = Sum()
+    evaluation = evaluate_views(model, loader, Accelerator(), [video.label for video in videos.videos], 2)
+    transform = loader.dataset.transform
+    means = [
+        torch.stack([model(transform(videos[i][0])[None])[0].softmax(0) for i in range(first, first + clips * crops)])
+        .double()
+        .mean(0)
+        for first in (0, clips * crops)
+    ]
+    assert evaluation.loss == pytest.approx(-float(means[0][1].log() + means[1][0].log()) / 2, rel=1e-5)
+    assert evaluation.top1 == sum(int(mean.argmax()) == label for mean, label in zip(means, (1, 0), strict=True)) / 2
+    assert evaluation.images == 2
+    assert evaluation.unreadable
+
+
+def test_processes_share_the_views_and_see_each_once(config, tmp_path):
+    trainer = Trainer(config, tmp_path)
+    seen = []
+    for rank in range(4):
+        _, loader = views_of(config, trainer, 2, 3, Share(rank, 4))
+        seen += [place for batch in loader for place in batch.labels.tolist() if place != -1]
+    assert sorted(seen) == list(range(12))
+
+
+def test_a_label_that_is_no_class(config, tmp_path):
+    trainer = Trainer(config, tmp_path)
+    _, loader = views_of(config, trainer, 1, 1)
+    with pytest.raises(UserError, match="a video is labelled 2: expected 0 to 1, the classes"):
+        evaluate_views(Sum(), loader, Accelerator(), [0, 2, 1], 2)
+
+
+def test_tools(config, root, tmp_path):
+    Trainer(config, tmp_path / "run").fit()
+    best = tmp_path / "run/best.pth"
+    config = tmp_path / "run/config.py"
+    done = start("tools/test_video.py", config, best, "--work-dir", tmp_path / "out", "--clips", 2)
+    assert "(8x3x2 frames x crops x clips)" in done.stdout.splitlines()[-1]
+    with (tmp_path / "out/results.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["views"], row["images"], row["img_size"]) == ("8x3x2", "2", "32")
+    done = start("tools/predict.py", best, root / "val/0", root / "val/1", "--draw", tmp_path / "pictures")
+    assert "left" in done.stdout
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+
+
+def test_a_folder_of_frames_is_read(root, config, tmp_path):
+    trainer = Trainer(config, tmp_path)
+    frames = Predictor(trainer.bare_model, {}, ["left", "right"]).read(root / "val/0")
+    assert len(frames) == 8

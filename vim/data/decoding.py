@@ -1,0 +1,187 @@
+"""Decodes videos in a process of its own, which :mod:`vim.data.video` runs: `python decoding.py SOCKET MEMORY`.
+
+A damaged file can make FFmpeg hang or crash, in C, where no exception reaches; decord also decodes ahead in a thread of
+its own. Here none of that harms who asked: at its time limit SIGALRM ends this process wherever it is, even if who
+asked is gone, and a crash ends nothing else. Frames go back through memory that both share, at no cost of their own.
+
+The file knows nothing of its package: so this process starts in a tenth of a second, without torch.
+"""
+
+import mmap
+import os
+import signal
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import groupby
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+MOST_BYTES = 4 << 30  # of a clip; more is a damaged header
+
+
+class Decord:
+    """Frames by decord, without AV1."""
+
+    def __init__(self, path: str) -> None:
+        import decord
+
+        self.reader = decord.VideoReader(path, num_threads=1)
+        self.count, self.fps = len(self.reader), float(self.reader.get_avg_fps())
+
+    def frames(self, indices: list[int]) -> Iterator[np.ndarray]:
+        """Frames (h, w, 3); the indices are in order, and none comes twice."""
+        for index in indices:
+            yield self.reader[index].asnumpy()
+
+
+class PyAV:
+    """Frames by PyAV: the codecs in its wheel's FFmpeg, which are all that are in use.
+
+    Between the frames that are wanted, it leaves out all that no other needs: whole groups of pictures, and in the
+    others the pictures that none refers to.
+    """
+
+    def __init__(self, path: str) -> None:
+        import av
+
+        self.container = av.open(path, metadata_errors="ignore")
+        streams = [s for s in self.container.streams.video if not s.disposition & s.disposition.attached_pic]
+        if not streams:
+            raise ValueError("it holds no video")
+        self.stream = streams[0]
+        self.stream.codec_context.thread_count = 1
+        self.size = self.stream.codec_context.width or None, self.stream.codec_context.height or None
+        self.reformatter = av.video.reformatter.VideoReformatter()  # each takes as long as to convert a small frame
+        packets = [
+            (p.pts, p.is_keyframe) for p in self.container.demux(self.stream) if p.size and not p.is_discard
+        ]  # their frames come in the order of their times
+        if not packets:
+            raise ValueError("its video has no frames")
+        self.count, self.fps = len(packets), float(self.stream.average_rate or 0)
+        self.times = sorted({time for time, _ in packets if time is not None})
+        self.keys = sorted({time for time, is_key in packets if time is not None and is_key})
+        self.timed = len(self.times) == self.count and self.times[0] in self.keys
+
+    def frames(self, indices: list[int]) -> Iterator[np.ndarray]:
+        """Frames (h, w, 3); for one that is damaged, that before it."""
+        found = self._by_time(indices) if self.timed else {}
+        if len(found) < len(indices):  # some containers have no times, or cannot seek
+            found |= self._by_order(indices)
+        if 2 * len(found) < len(indices):
+            raise ValueError(f"only {len(found)} of {len(indices)} frames can be decoded")
+        frame = found[min(found)]
+        for index in indices:
+            frame = found.get(index, frame)
+            yield frame
+
+    def _by_time(self, indices: list[int]) -> dict[int, np.ndarray]:
+        found = {}
+        index_of = {self.times[index]: index for index in indices}
+        for key, group in groupby(index_of, lambda time: self.keys[bisect_right(self.keys, time) - 1]):
+            left = set(group)
+            self.container.seek(key, stream=self.stream)
+            for packet in self.container.demux(self.stream):
+                self.stream.codec_context.skip_frame = "DEFAULT" if packet.pts in left else "NONREF"
+                for frame in self._decode(packet):
+                    if frame.pts in left:
+                        left.remove(frame.pts)
+                        found[index_of[frame.pts]] = self._array(frame)
+                if not left:
+                    break
+        return found
+
+    def _by_order(self, indices: list[int]) -> dict[int, np.ndarray]:
+        import av
+
+        wanted, found, number = set(indices), {}, 0
+        with av.open(self.container.name, metadata_errors="ignore") as container:
+            for packet in container.demux(container.streams[self.stream.index]):
+                for frame in self._decode(packet):
+                    if number in wanted:
+                        found[number] = self._array(frame)
+                    number += 1
+                if number > indices[-1]:
+                    break
+        return found
+
+    @staticmethod
+    def _decode(packet: Any) -> list[Any]:
+        import av
+
+        try:
+            return packet.decode()
+        except av.FFmpegError:  # of this packet alone
+            return []
+
+    def _array(self, frame: Any) -> np.ndarray:
+        width, height = self.size  # the size may change on the way
+        rgb = self.reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+        return np.rot90(rgb, round(frame.rotation / 90))
+
+
+class TorchCodec:
+    """Frames by torchcodec, which needs the system's FFmpeg."""
+
+    def __init__(self, path: str) -> None:
+        from torchcodec.decoders import VideoDecoder
+
+        self.decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
+        self.count, self.fps = len(self.decoder), float(self.decoder.metadata.average_fps or 0)
+
+    def frames(self, indices: list[int]) -> Iterator[np.ndarray]:
+        """Frames (h, w, 3)."""
+        for index in indices:
+            yield self.decoder[index].numpy()
+
+
+DECODERS: dict[str, Any] = {"decord": Decord, "pyav": PyAV, "torchcodec": TorchCodec}
+
+
+def write(frames: Iterator[np.ndarray], count: int, memory: int) -> tuple[int, int, int]:
+    """Put frames one after the other into shared memory; returns the shape of them all, (count, h, w)."""
+    first = next(frames)
+    height, width, _ = first.shape
+    if count * first.nbytes > MOST_BYTES:
+        raise ValueError(f"{count} frames of {width} x {height} pixels take more than {MOST_BYTES >> 30} GB")
+    os.ftruncate(memory, count * first.nbytes)
+    with mmap.mmap(memory, count * first.nbytes) as shared:
+        clip = np.frombuffer(shared, np.uint8).reshape(count, *first.shape)
+        clip[0] = first
+        for place, frame in enumerate(frames, 1):
+            if frame.shape != first.shape:
+                raise ValueError(f"its size changes from {first.shape} to {frame.shape}")
+            clip[place] = frame
+        del clip  # or the memory cannot be closed
+    return count, height, width
+
+
+def serve(connection: Connection, memory: int) -> None:
+    """Answer until who asks has gone.
+
+    (decoder, path, time limit) is answered by (frames, frames a second), then the frames wanted, in order, by the shape
+    of what lies in the memory; either by a line where that is not possible.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    while True:
+        decoder, path, time_limit = connection.recv()
+        signal.setitimer(signal.ITIMER_REAL, time_limit)
+        answer: Any
+        try:
+            reader = DECODERS[decoder](path)
+            connection.send((reader.count, reader.fps))
+            indices = connection.recv()
+            answer = write(reader.frames(indices), len(indices), memory)
+        except Exception as error:  # each decoder raises its own kinds
+            answer = str(error).strip() or type(error).__name__
+        reader = None  # decord decodes ahead as long as it lives
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        connection.send(answer)
+
+
+if __name__ == "__main__":
+    with suppress(EOFError, OSError):  # who asks has gone
+        serve(Connection(int(sys.argv[1])), int(sys.argv[2]))
