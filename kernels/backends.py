@@ -54,8 +54,8 @@ def choose_backend(requested: str, tensor: torch.Tensor) -> str:
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether triton is installed; it is imported by the first op that it runs."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether triton is installed, for NVIDIA's GPUs; it is imported by the first op that it runs."""
+    return importlib.util.find_spec("triton") is not None and torch.version.hip is None
 
 
 def interpreting() -> bool:

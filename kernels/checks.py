@@ -1,6 +1,7 @@
 """What every op asks of its tensors: shapes, dtypes, devices; and the layout it gives its results."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,3 +52,14 @@ def as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in the layout of :func:`empty_rows` and that dtype: itself, if it is."""
     out = empty_rows(x.new_empty(0, dtype=dtype), *x.shape)
     return x if x.dtype == dtype and x.stride() == out.stride() else out.copy_(x)
+
+
+def on_its_device(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a function launch on the GPU that its first tensor lies on: Triton takes the current one."""
+
+    @functools.wraps(run)
+    def launch(first: Tensor, *args: Any, **options: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return run(first, *args, **options)
+
+    return launch

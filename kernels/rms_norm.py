@@ -14,6 +14,8 @@ from .backends import DTYPES, choose_backend
 from .checks import check, refuse_to_differentiate_again
 
 _INPUTS = "Tensor x, Tensor weight, float eps, str backend"
+WIDEST = 8192  # channels of a row that the registers of a GPU's program hold
+
 _LIB = torch.library.Library("vim", "FRAGMENT")
 _LIB.define(f"rms_norm({_INPUTS}) -> Tensor")
 _LIB.define(f"rms_norm_backward(Tensor grad_y, {_INPUTS}) -> (Tensor, Tensor)")
@@ -42,7 +44,14 @@ def _choose(x: Tensor, weight: Tensor, backend: str) -> str:
     if x.dim() == 0:
         raise ValueError("x must be (..., d), got a scalar")
     check("weight", weight, "d", (x.shape[-1],), (x.dtype,), x.device)
-    return choose_backend(backend, x)
+    if x.shape[-1] == 0:
+        raise ValueError(f"x must have at least one channel, got {tuple(x.shape)}")
+    chosen = choose_backend(backend, x)
+    if chosen == "triton" and x.shape[-1] > WIDEST:
+        if backend == "triton":
+            raise ValueError(f"backend 'triton' takes at most {WIDEST} channels, got {x.shape[-1]}: use 'chunked'")
+        return "chunked"
+    return chosen
 
 
 def _native(backend: str) -> Any:

@@ -13,13 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import empty_rows
+from .checks import empty_rows, on_its_device
 from .triton_gate import sigmoid, tile
 
 TOKENS, CHANNELS = 32, 64  # of a tile
 LAUNCH = {"num_warps": 4, "TOKENS": TOKENS, "CHANNELS": CHANNELS, "enable_fp_fusion": True}
 
 
+@on_its_device
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: Sequence[bool]) -> Tensor:
     """The convolution, in x's dtype."""
     x, weight = x if x.stride(-1) == 1 else x.contiguous(), weight.contiguous()
@@ -34,15 +35,17 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, re
     return y
 
 
+@on_its_device
 def causal_conv1d_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients of x, weight and bias; that of x is the convolution run the other way."""
     x, grad_y = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, grad_y))
     weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
-    (b, k, _, d), width, (_, tiles, _) = x.shape, weight.shape[2], _grid(x)
+    (b, k, l, d), width = x.shape, weight.shape[2]
     ungated = empty_rows(x, *x.shape) if silu else grad_y
-    sums = weight.new_empty(b, tiles, k, width + 1, d, dtype=torch.float32)  # of a tile: dweight, dbias
+    # of a tile: dweight, dbias
+    sums = weight.new_empty(b, triton.cdiv(l, TOKENS), k, width + 1, d, dtype=torch.float32)
     backward_kernel[_grid(x)](
         *(grad_y, grad_y.stride(), x, x.stride(), weight, bias, ungated, ungated.stride(), sums),
         *(*x.shape[1:], _bits(reverse)),
@@ -55,9 +58,9 @@ def causal_conv1d_backward(
     return [dx, total[:, :-1].transpose(1, 2).contiguous(), None if bias is None else total[:, -1].contiguous()]
 
 
-def _grid(x: Tensor) -> tuple[int, int, int]:
+def _grid(x: Tensor) -> tuple[int, int]:
     b, k, l, d = x.shape
-    return b * k, triton.cdiv(l, TOKENS), triton.cdiv(d, CHANNELS)
+    return b * k * triton.cdiv(l, TOKENS), triton.cdiv(d, CHANNELS)  # only the first can be above 65,535
 
 
 def _bits(reverse: Sequence[bool]) -> int:
@@ -97,7 +100,8 @@ def backward_kernel(
         grad *= slope * (1 + out * (1 - slope))
         ungated += image * ungated_at[0] + direction * ungated_at[1]
         tl.store(ungated + token * ungated_at[2] + channel, grad, inside)
-    sums += ((image * tl.num_programs(1) + tl.program_id(1)) * k + direction) * (W + 1) * d
+    tiles = tl.cdiv(l, TOKENS)
+    sums += ((image * tiles + tl.program_id(0) % tiles) * k + direction) * (W + 1) * d
     for w in tl.static_range(W):
         tl.store(sums + w * d + channel, tl.sum(grad * taps[w], 0, keep_dims=True), channel < d)
     tl.store(sums + W * d + channel, tl.sum(grad, 0, keep_dims=True), channel < d)

@@ -40,9 +40,9 @@ def differentiate_combined(
     )
 
 
-def _grid(y: Tensor) -> tuple[int, int, int]:
+def _grid(y: Tensor) -> tuple[int, int]:
     b, k, l, d = y.shape
-    return b * k, triton.cdiv(l, TOKENS), triton.cdiv(d, CHANNELS)
+    return b * k * triton.cdiv(l, TOKENS), triton.cdiv(d, CHANNELS)  # only the first can be above 65,535
 
 
 @triton.jit
@@ -78,9 +78,10 @@ def differentiate_kernel(
 @triton.jit
 def tile(l, d, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
     """The image and sum, the tokens and channels of this program, and which of them there are."""
-    token = (tl.program_id(1) * TOKENS + tl.arange(0, TOKENS))[:, None]
-    channel = (tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
-    return tl.program_id(0).to(tl.int64), token, channel, (token < l) & (channel < d)
+    tiles = tl.cdiv(l, TOKENS)
+    token = (tl.program_id(0) % tiles * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None]
+    channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
+    return (tl.program_id(0) // tiles).to(tl.int64), token, channel, (token < l) & (channel < d)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .checks import empty_rows
+from .checks import empty_rows, on_its_device
 from .triton_gate import combine_directions, differentiate_combined
 from .triton_scan_kernels import ends_kernel, forward_kernel, gradients_kernel, states_kernel
 
@@ -27,6 +27,7 @@ TUNED: dict[tuple[int, int, int, int, int], tuple[int, int]] = {}  # see configu
 LAUNCH: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}  # one warp: sums need no barrier
 
 
+@on_its_device
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -50,7 +51,7 @@ def selective_scan(
     y = u.new_empty(b, k if combine == "none" else 1, l, d)
     ungated, saved = kept_for_backward(u, A, z, combine, save)
     apart = combine != "none" and k > 1  # another kernel adds up the directions, and gates the sum
-    each = u.new_empty(u.shape) if apart and not ungated.numel() else ungated
+    each = u.new_empty(u.shape, dtype=_ungated(u)) if apart and not ungated.numel() else ungated
     out = (None if apart else y, each if each.numel() else None)
     gate = (None, None) if apart or z is None else (z, z.stride())
     partial = A.new_empty(u.shape) if n > MOST_STATES else None
@@ -77,9 +78,12 @@ def kept_for_backward(u: Tensor, A: Tensor, z: Tensor | None, combine: str, save
     if not save:
         return u.new_empty(0), A.new_empty(0)
     b, k, l, d = u.shape
-    return u.new_empty(0 if z is None else u.shape), A.new_empty(A.shape[2], b, k, -(-l // CHUNK) + 1, d)
+    return u.new_empty(0 if z is None else u.shape, dtype=_ungated(u)), A.new_empty(
+        A.shape[2], b, k, -(-l // CHUNK) + 1, d
+    )
 
 
+@on_its_device
 def selective_scan_backward(
     grad_y: Tensor,
     grad_state: Tensor | None,
@@ -115,7 +119,7 @@ def selective_scan_backward(
     grad_y, z, D = _rows(grad_y), None if z is None else _rows(z), _dense(D)
     dy, dz = grad_y, None
     if z is not None or combine == "mean":
-        dy, dz = u.new_empty(grad_y.shape), None if z is None else empty_rows(z, *z.shape)
+        dy, dz = u.new_empty(grad_y.shape, dtype=_ungated(u)), None if z is None else empty_rows(z, *z.shape)
         differentiate_combined(grad_y, ungated, z, combine, k, dy, dz)
     dy = dy.expand(u.shape)
     du, ddelta, kept = empty_rows(u, *u.shape), empty_rows(u, *u.shape), A.new_empty(u.shape)
@@ -130,7 +134,7 @@ def selective_scan_backward(
         dD, dbias = A.new_empty(b, segments, k, d), A.new_empty(b, segments, k, d)
         dstate = None if initial_state is None else A.new_empty(b, k, d, m)
         row_at = (*dB.stride()[1:5], dB.stride(0))
-        states_kernel[scan.grid[0], chunks](
+        states_kernel[(scan.grid[0] * chunks,)](
             *(*scan.inputs, dy, dy.stride(), saved[states], kept, steps, dC, row_at, dA, *scan.sizes), **scan.options
         )
         pull = None if grad_state is None else grad_state[..., states].contiguous()
@@ -239,6 +243,11 @@ def configuration(rows: int, l: int, d: int, g: int, n: int) -> tuple[int, int]:
     segments = BUSY // 2 // programs
     # to find the ends takes about as long as the scan: two segments would gain nothing
     return block, triton.cdiv(chunks, segments if segments > 2 else 1) * CHUNK
+
+
+def _ungated(u: Tensor) -> torch.dtype:
+    """What holds y before the gate, and its gradient: float16 ends at 65,504, and the gate may be small."""
+    return torch.float32 if u.dtype == torch.float16 else u.dtype
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 
 A tensor's strides are `x_at`: image, direction, token, group. Rows of channels are dense. Where no strides are given,
 the tensor is dense: (b, k, l, d), (k, d, n), (b, k, d, n); at borders of chunks or segments (b, k, c or s, n, d).
-Grids: programs, one for each image, direction, group and block of channels; by segments, or chunks.
+Grids: programs, one for each image, direction, group and block of channels; by segments, or times chunks: only a grid's
+first number can be above 65,535.
 """
 
 import triton
@@ -24,7 +25,7 @@ def forward_kernel(
 
     Not the LAST states of several launches: the sum of C h so far, to `partial`; the FIRST start it.
     """
-    image, direction, group, channel, inside, block = _place(k, d, g, BLOCK)
+    image, direction, group, channel, inside, block = _place(tl.program_id(0), k, d, g, BLOCK)
     row = image * k + direction
     first, last = tl.program_id(1) * segment, min(tl.program_id(1) * segment + segment, l)
     token, step = _walk(first, l, direction, reverse)
@@ -97,7 +98,7 @@ def ends_kernel(
 
     BACKWARDS, given dy for u and C for B: the gradient of the state before it.
     """
-    image, direction, group, channel, inside, block = _place(k, d, g, BLOCK)
+    image, direction, group, channel, inside, block = _place(tl.program_id(0), k, d, g, BLOCK)
     first, last = tl.program_id(1) * segment, min(tl.program_id(1) * segment + segment, l)
     token, step = _walk(last - 1 if BACKWARDS else first, l, direction, reverse)
     if BACKWARDS:
@@ -138,9 +139,10 @@ def states_kernel(
     N: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """The first walk, of a chunk: dC, the sum of A C kept, the sum of dt, and this walk's part of dA."""
-    image, direction, group, channel, inside, block = _place(k, d, g, BLOCK)
+    chunks = tl.cdiv(l, CHUNK)
+    chunk = tl.program_id(0) % chunks
+    image, direction, group, channel, inside, block = _place(tl.program_id(0) // chunks, k, d, g, BLOCK)
     row = image * k + direction
-    chunk, chunks = tl.program_id(1), tl.num_programs(1)
     first, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, l)
     token, step = _walk(first, l, direction, reverse)
     u = _row(u, u_at, image, direction, token)
@@ -148,7 +150,7 @@ def states_kernel(
     dy = _row(dy, dy_at, image, direction, token)
     B = _row(B, B_at, image, direction, token) + group * B_at[3]
     C = _row(C, C_at, image, direction, token) + group * C_at[3]
-    dC = _row(dC, dC_at, image, direction, token) + group * dC_at[3] + block * dC_at[4]
+    dC = _row(dC, dC_at, image, direction, token) + group * dC_at[3] + block.to(tl.int64) * dC_at[4]
     kept += (row * l + token) * d
     rates = _rates(A, direction, d, channel, inside, N)
     bias = _of_channels(delta_bias, direction, d, channel, inside)
@@ -195,7 +197,7 @@ def gradients_kernel(
 
     Not the LAST states of several launches: what du and ddelta are made of, to `partial`; the FIRST start it.
     """
-    image, direction, group, channel, inside, block = _place(k, d, g, BLOCK)
+    image, direction, group, channel, inside, block = _place(tl.program_id(0), k, d, g, BLOCK)
     row = image * k + direction
     chunks, segments = tl.cdiv(l, CHUNK), tl.num_programs(1)
     first, last = tl.program_id(1) * segment, min(tl.program_id(1) * segment + segment, l)
@@ -207,7 +209,7 @@ def gradients_kernel(
     du, ddelta = _row(du, du_at, image, direction, token), _row(ddelta, du_at, image, direction, token)
     B = _row(B, B_at, image, direction, token) + group * B_at[3]
     C = _row(C, C_at, image, direction, token) + group * C_at[3]
-    dB = _row(dB, dB_at, image, direction, token) + group * dB_at[3] + block * dB_at[4]
+    dB = _row(dB, dB_at, image, direction, token) + group * dB_at[3] + block.to(tl.int64) * dB_at[4]
     kept += (row * l + token) * d
     if partial is not None:
         partial += (row * l + token) * 2 * d
@@ -285,10 +287,9 @@ def gradients_kernel(
 
 
 @triton.jit
-def _place(k, d, g, BLOCK: tl.constexpr):
-    """This program's image, direction, group, channels, which of them there are, and its block in the group."""
+def _place(program, k, d, g, BLOCK: tl.constexpr):
+    """A program's image, direction, group, channels, which of them there are, and its block in the group."""
     blocks = tl.cdiv(d // g, BLOCK)
-    program = tl.program_id(0)
     block, group, row = program % blocks, program // blocks % g, program // (blocks * g)
     channel = block * BLOCK + tl.arange(0, BLOCK)
     return (row // k).to(tl.int64), row % k, group, group * (d // g) + channel, channel < d // g, block
@@ -304,7 +305,7 @@ def _walk(first, l, direction, reverse):
 @triton.jit
 def _row(x, x_at, image, direction, token):
     """Where a token starts in a tensor of strides x_at."""
-    return x + image * x_at[0] + direction * x_at[1] + token.to(tl.int64) * x_at[2]
+    return x + image * x_at[0] + direction.to(tl.int64) * x_at[1] + token.to(tl.int64) * x_at[2]
 
 
 @triton.jit

@@ -31,7 +31,8 @@ def interpreter_loops():
     """Whether Triton's interpreter runs a loop: that of Triton 3.6 does not with NumPy 2.4."""
     import numpy as np
 
-    return DEVICE == "cuda" or triton.__version__ >= "3.7" or np.__version__ < "2.4"
+    new_triton, new_numpy = (tuple(map(int, v.split(".")[:2])) for v in (triton.__version__, np.__version__))
+    return DEVICE == "cuda" or new_triton >= (3, 7) or new_numpy < (2, 4)
 
 
 pytestmark = pytest.mark.skipif(not interpreter_loops(), reason="Triton's interpreter needs an older NumPy")
@@ -201,6 +202,23 @@ def test_gradient_checkpointing():
     grads = torch.autograd.grad(y.sum(), inputs)
     for got, want in zip(grads, torch.autograd.grad(run(*inputs).sum(), inputs), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("k", "combine"), [(1, "none"), (2, "sum"), (2, "mean")])
+def test_float16_overflows_no_earlier_than_its_result(k, combine):
+    """y before a gate that is nearly shut, and its gradient, are above 65,504."""
+    wide = {"dtype": torch.float16, "device": DEVICE}
+    u = torch.full((1, k, 1, 1), 300.0, **wide).requires_grad_()
+    B, C = torch.full((1, k, 1, 1, 1), 300.0, **wide), torch.ones(1, k, 1, 1, 1, **wide)
+    A, z = torch.zeros(k, 1, 1, device=DEVICE), torch.full((1, 1, 1, 1), -9.0, **wide).requires_grad_()
+    results = {}
+    for backend in ("reference", "triton"):
+        options = (None, None, None, False, [False] * k, combine, False, backend)
+        y, _ = torch.ops.vim.selective_scan(u, torch.ones_like(u), A, B, C, None, z, *options[1:])
+        results[backend] = [y, *torch.autograd.grad(y, (u, z), torch.full_like(y, 10.0))]
+    for got, want in zip(results["triton"], results["reference"], strict=True):
+        assert want.isfinite().all()
+        torch.testing.assert_close(got, want, rtol=3e-3, atol=1e-3)
 
 
 def test_autocast_keeps_the_state_in_float32():
