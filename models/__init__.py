@@ -3,7 +3,8 @@
 if __name__ != "vim.models":  # under another name every model would be registered twice
     raise ImportError(f"import vim.models, not {__name__}: the folder is installed as vim.models")
 
+from .mambamixer import ViM2
 from .videomamba import VideoMamba
 from .vim import Vim
 
-__all__ = ["VideoMamba", "Vim"]
+__all__ = ["ViM2", "VideoMamba", "Vim"]

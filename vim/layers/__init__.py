@@ -14,10 +14,20 @@ from .position import (
     resize_temporal_table,
     split_class_tokens,
 )
-from .scan_paths import SCAN_ORDERS, ScanOrder, spatiotemporal_paths
+from .scan_paths import SCAN_ORDERS, ScanOrder, cross_merge, cross_scan, spatiotemporal_paths
+from .selective_mixers import (
+    S6,
+    SelectFrom,
+    SelectiveChannelMixer,
+    SelectiveSequenceMixer,
+    SelectiveTokenMixer,
+)
+from .weighted_averaging import AVERAGING, MambaMixerLayer, ResidualMixer, ResidualNorm
 
 __all__ = [
+    "AVERAGING",
     "NUM_CLASS_TOKENS",
+    "S6",
     "SCAN_ORDERS",
     "ClassToken",
     "Directions",
@@ -26,10 +36,19 @@ __all__ = [
     "MambaBackbone",
     "MambaBlock",
     "MambaMixer",
+    "MambaMixerLayer",
     "MixerState",
     "PatchEmbed",
     "RMSNorm",
+    "ResidualMixer",
+    "ResidualNorm",
     "ScanOrder",
+    "SelectFrom",
+    "SelectiveChannelMixer",
+    "SelectiveSequenceMixer",
+    "SelectiveTokenMixer",
+    "cross_merge",
+    "cross_scan",
     "insert_class_tokens",
     "residual_dtype",
     "resize_position_table",

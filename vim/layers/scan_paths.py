@@ -1,6 +1,7 @@
-"""The orders in which scans visit the tokens of a clip.
+"""The orders in which scans visit the tokens of a clip or an image.
 
-Source: https://arxiv.org/abs/2403.06977 (VideoMamba), which finds "spatial_first" to be the best.
+Sources: https://arxiv.org/abs/2403.06977 (VideoMamba), which finds "spatial_first" to be the best;
+https://arxiv.org/abs/2401.10166 (VMamba's cross-scan of images).
 """
 
 from typing import Literal, get_args
@@ -28,3 +29,17 @@ def spatiotemporal_paths(
     patches = spatial[num_prefix_tokens:].view(num_tubelets, num_patches)
     temporal = torch.cat([spatial[:num_prefix_tokens], patches.t().flatten()])
     return torch.stack([spatial, spatial, temporal, temporal] if both else [spatial, temporal])
+
+
+def cross_scan(by_rows: Tensor, by_columns: Tensor) -> Tensor:
+    """Two maps, (b, rows, columns, d), in sequences beside each other, (b, l, 2d).
+
+    The first is read row by row, the second column by column; backwards, a scan reads both from their ends.
+    """
+    return torch.cat([by_rows.flatten(1, 2), by_columns.transpose(1, 2).flatten(1, 2)], dim=-1)
+
+
+def cross_merge(sequences: Tensor, rows: int, columns: int) -> Tensor:
+    """Undo :func:`cross_scan`, and add the two maps up: (b, l, 2d) to (b, rows, columns, d)."""
+    by_rows, by_columns = sequences.chunk(2, dim=-1)
+    return by_rows.unflatten(1, (rows, columns)) + by_columns.unflatten(1, (columns, rows)).transpose(1, 2)

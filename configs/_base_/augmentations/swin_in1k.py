@@ -1,0 +1,20 @@
+"""ImageNet-1k, augmented as for Swin (https://arxiv.org/abs/2103.14030): what VMamba's and MambaMixer's papers name.
+
+As in timm, RandAugment takes the place of colour jitter.
+"""
+
+_base_ = ["../datasets/in1k.py"]
+
+data = dict(
+    train_transform=dict(
+        scale=(0.08, 1.0),
+        hflip=0.5,
+        interpolation="bicubic",
+        auto_augment="rand-m9-mstd0.5-inc1",
+        color_jitter=0.4,
+        re_prob=0.25,
+        re_mode="pixel",
+        re_count=1,
+    ),
+)
+mixup = dict(mixup_alpha=0.8, cutmix_alpha=1.0, prob=1.0, switch_prob=0.5, mode="batch")
