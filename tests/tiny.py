@@ -66,10 +66,11 @@ def write_folder(root, train=("cat", "dog"), val=("cat", "dog"), count=4):
     return root
 
 
-def encode(number, size=None):
+def encode(number, broken=()):
+    """A PNG of one colour; if it is broken, the start of it, or something else."""
     file = io.BytesIO()
     Image.new("RGB", (10, 10), (number, 0, 0)).save(file, "png")
-    return file.getvalue()[:size]
+    return (b"<html>" if number % 2 else file.getvalue()[:20]) if number in broken else file.getvalue()
 
 
 def write_shards(folder, broken=()):
@@ -79,7 +80,7 @@ def write_shards(folder, broken=()):
     for shard in range(4):
         with tarfile.open(folder / f"in-train-{shard}.tar", "w") as archive:
             for number in range(8 * shard, 8 * shard + 8):
-                image = encode(number, 20 if number in broken else None)
+                image = encode(number, broken)
                 for suffix, data in (("png", image), ("cls", str(number % 2).encode())):
                     member = tarfile.TarInfo(f"{number}.{suffix}")
                     member.size = len(data)
@@ -95,7 +96,7 @@ def write_parquet(folder, broken=()):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     for shard in range(4):
         rows = [
-            {"image": {"bytes": encode(i, 20 if i in broken else None), "path": f"{i}.png"}, "label": i % 2}
+            {"image": {"bytes": encode(i, broken), "path": None if i % 4 == 1 else f"{i}.png"}, "label": i % 2}
             for i in range(8 * shard, 8 * shard + 8)
         ]
         datasets.Dataset.from_list(rows, features=features).to_parquet(folder / f"train-{shard}.parquet")

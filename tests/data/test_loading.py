@@ -188,6 +188,24 @@ def test_broken_images_of_a_stream(write, num_workers, tmp_path):
 
 
 @STREAMS
+def test_a_broken_image_of_a_stream_has_one_name(write, tmp_path):
+    data = write(tmp_path, broken=(0, 5, 31))
+    assert len({line for epoch in range(3) for batch in stream(data, epoch) for line in batch.unreadable}) == 3
+
+
+def test_processes_see_each_sample_of_shards_once(tmp_path, monkeypatch):
+    """Three shards for two processes; timm would have each give half of the samples."""
+    data = write_shards(tmp_path)
+    options = {"split": "in-train-{0..2}.tar|24"}
+    seen = []
+    for rank in range(2):
+        dataset = part({**data, "val_options": options}, "val", "RGB")
+        dataset.dataset.reader.dist_rank, dataset.dataset.reader.dist_num_replicas = rank, 2
+        seen += [image.getpixel((0, 0))[0] for image, _ in dataset]
+    assert sorted(seen) == list(range(24))
+
+
+@STREAMS
 def test_a_stream_of_broken_images(write, tmp_path):
     with pytest.raises(UserError, match="32 images in a row cannot be read: cannot read "):
         stream(write(tmp_path, broken=range(32)))

@@ -13,8 +13,16 @@ import torch
 from PIL import Image
 
 import vim  # noqa: F401  registers the models
-from vim.data import IGNORED, Share, build_datasets, create_loader, part, read_video
-from vim.data import video_eval_transform, video_train_transform
+from vim.data import (
+    IGNORED,
+    Share,
+    build_datasets,
+    create_loader,
+    part,
+    read_video,
+    video_eval_transform,
+    video_train_transform,
+)
 from vim.data.sampling import SAMPLINGS, View, dense, something, sparse, windows
 from vim.data.video import _decoding_process, read_annotations
 from vim.errors import UserError
@@ -26,7 +34,7 @@ DECODERS = ["decord", "pyav"]
 def write_video(path, codec="libx264", *, count=COUNT, size=(64, 48), times=None, rotation=0, **options):
     """A video whose frames are grey, and brighter in their left upper corner."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", container_options={"movflags": "faststart"}) as container:
         stream = container.add_stream(codec, rate=10, options={"crf": "10", **options})
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
@@ -103,18 +111,12 @@ def test_a_variable_frame_rate(decoder, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="PyAV cannot write rotations")
-@pytest.mark.parametrize("rotation, corner", [(90, (0, -1)), (180, (-1, -1)), (-90, (-1, 0))])
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_a_rotated_video_is_upright(decoder, rotation, corner, tmp_path):
+@pytest.mark.parametrize("rotation, corner", [(90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1))])
+def test_a_rotated_video_is_upright(rotation, corner, tmp_path):
     path = write_video(tmp_path / "a.mp4", rotation=rotation)
-    image = np.asarray(read_video(path, these(5), "L", decoder=decoder)[0])
+    image = np.asarray(read_video(path, these(5), "L")[0])
     assert image.shape == ((48, 64) if rotation == 180 else (64, 48))
-    bright = {place: image[place] > 200 for place in [(0, 0), (0, -1), (-1, 0), (-1, -1)]}
-    assert sum(bright.values()) == 1
-    if decoder == "pyav":  # counter-clockwise, as it is written
-        assert bright[{90: (-1, 0), 180: (-1, -1), -90: (0, -1)}[rotation]]
-    other = np.asarray(read_video(path, these(5), "L", decoder="pyav")[0])
-    assert np.abs(image.astype(int) - other).max() < 8
+    assert [place for place in [(0, 0), (0, -1), (-1, 0), (-1, -1)] if image[place] > 200] == [corner]
 
 
 def test_no_video(tmp_path):
@@ -132,8 +134,9 @@ def test_no_video(tmp_path):
 
 
 def test_what_is_left_of_a_truncated_video(tmp_path):
-    path = write_video(tmp_path / "a.mp4", movflags="+faststart", g="10", bf="0")
-    path.write_bytes(path.read_bytes()[:-900])
+    path = write_video(tmp_path / "a.mp4", g="10", bf="0")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 9 // 10])
     counts = []
     frames = read_video(path, lambda count, fps: counts.append(count) or [0, count - 1], decoder="pyav")
     assert counts[0] < COUNT
@@ -141,15 +144,13 @@ def test_what_is_left_of_a_truncated_video(tmp_path):
 
 
 def test_a_video_that_takes_too_long(video):
-    with pytest.raises(UserError, match=told("cannot read", video, "longer than its time limit")):
-        read_video(video, lambda count, fps: signal.pause() if False else random_wait(), time_limit=0.2)
+    def wait(count, fps):
+        os.waitid(os.P_PID, _decoding_process(os.getpid()).process.pid, os.WEXITED | os.WNOWAIT)
+        return [0]
+
+    with pytest.raises(UserError, match=told("cannot read", video, "it takes longer than its time limit")):
+        read_video(video, wait, time_limit=0.2)
     assert numbers(read_video(video, these(4))) == [4]
-
-
-def random_wait():
-    """Longer than the limit, which holds for whoever asks too."""
-    os.waitid(os.P_PID, _decoding_process(os.getpid()).process.pid, os.WEXITED | os.WNOWAIT)
-    return [0]
 
 
 def test_a_video_that_crashes_its_decoder(video):
@@ -223,17 +224,16 @@ def test_the_published_views():
     assert [dense(100, 4, View(i, 3))[0] for i in range(3)] == [0, 42, 84]
 
 
-def test_training_sees_every_frame():
+@pytest.mark.parametrize("sampling, last", [(sparse, 29), (something, 27), (dense, 26)])
+def test_training_sees_every_frame(sampling, last):
     random.seed(0)
-    for sampling in (sparse, something, dense):
-        assert {index for _ in range(300) for index in sampling(30, 4, None)} >= set(range(29)), sampling
+    assert {index for _ in range(300) for index in sampling(30, 4, None)} == set(range(last + 1))
 
 
 def test_windows_of_long_videos():
     assert windows(45) == [(0, 45)]
-    assert windows(60) == windows(75) == [(0, 60), (16, 75)][: 1 + 0] + ([(16, 60)] if False else [])
-    assert windows(92) == [(0, 60), (16, 76), (32, 92), (48, 92)]
-    assert windows(91) == [(0, 60), (16, 76), (32, 91)]
+    assert windows(60) == [(0, 60), (16, 60)]
+    assert windows(95) == [(0, 60), (16, 76), (32, 92), (48, 95), (64, 95)]
 
 
 @pytest.mark.parametrize("separator", [",", " ", "\t", ", "])
@@ -252,7 +252,7 @@ def test_third_columns_of_annotations(tmp_path):
     path.write_text("a 12 3\n")
     assert read_annotations(path, tmp_path, third="frames")[0][1:] == (3, 12, None)
     path.write_text("a.mp4,3,75.5\n")
-    assert [video.part for video in read_annotations(path, tmp_path, third="duration")] == [(0, 60)]
+    assert [v.part for v in read_annotations(path, tmp_path, third="duration")] == [(0, 60), (16, 75.5), (32, 75.5)]
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_views_of_a_video(root):
     views = [videos[index] for index in range(6)]
     assert {label for _, label in views} == {0}
     assert {frame.size for frames, _ in views for frame in frames} == {(48, 48)}
-    assert [np.asarray(frames[0])[0, 0] > 200 for frames, _ in views] == [True, False, False] * 2
+    assert [np.asarray(frames[0])[0, 12] > 200 for frames, _ in views] == [True, False, False] * 2
     assert numbers(views[0][0]) != numbers(views[3][0])
 
 
@@ -338,7 +338,7 @@ def test_one_view_in_training(root):
 def test_folders_of_frames(tmp_path):
     for number in range(1, 11):
         (tmp_path / "v").mkdir(exist_ok=True)
-        Image.new("RGB", (30, 20), (6 * number,) * 3).save(tmp_path / f"v/img_{number:05}.png")
+        Image.new("RGB", (30, 30), (6 * number,) * 3).save(tmp_path / f"v/img_{number:05}.png")
     (tmp_path / "val.csv").write_text("v 9 1\n")
     options = {"sampling": "ssv2", "num_frames": 3}
     (frames, label) = part(data_of(tmp_path, frame_template="img_{:05}.png", **options), "val", "RGB")[0]

@@ -166,6 +166,11 @@ def test_published_layer_decay_in_a_config(tmp_path):
     assert {group["lr_scale"] for group in trainer.optimizer.param_groups} == {1.0, 0.125}
 
 
+def test_layer_decay_and_a_teacher(tmp_path):
+    with pytest.raises(UserError, match="layer_decay and a teacher do not go together"):
+        Trainer(tiny_config(**TEACHER, optimizer__layer_decay=0.5), tmp_path)
+
+
 def test_which_trainer_a_config_is_for():
     assert trainer_of(tiny_config()) is Trainer
     assert trainer_of(tiny_config(masking__ratio=0.8)) is Pretrainer

@@ -230,6 +230,14 @@ def test_a_stream_goes_on_exactly(write, num_workers, tmp_path):
         assert_same(load(tmp_path / "other/last.pth"), load(tmp_path / "whole/last.pth"))
 
 
+def test_a_stream_resumed_by_other_workers(tmp_path):
+    data = {f"data__{key}": value for key, value in write_shards(tmp_path / "data").items()}
+    options = {**data, "model__num_classes": 2, "data__batch_size": 8, "train__save_updates": 1, "train__keep": 9}
+    Trainer(tiny_config(**options, schedule__num_epochs=1), tmp_path / "run").fit()
+    with pytest.raises(UserError, match="follows from data.num_workers: it was 0, and is now 2; resume with the same"):
+        Trainer(tiny_config(**options, data__num_workers=2), tmp_path / "run", tmp_path / "run/last.3.pth")
+
+
 def test_a_work_dir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     trainer = Trainer(tiny_config(), tmp_path / "file/run")

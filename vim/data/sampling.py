@@ -74,10 +74,9 @@ SAMPLINGS: dict[str, Callable[[int, int, View | None], list[int]]] = {
 
 
 def windows(duration: float) -> list[tuple[float, float]]:
-    """The parts of a long video, in seconds: a minute each, every 16 s; the last, if shorter, from half a minute on."""
+    """The parts of a long video, in seconds: a minute from every 16th second on, at its end down to half a minute."""
     if duration < WINDOW:
         return [(0.0, duration)]
-    whole = int((duration - WINDOW) // WINDOW_STRIDE) + 1
-    parts = [(float(WINDOW_STRIDE * i), float(WINDOW_STRIDE * i + WINDOW)) for i in range(whole)]
-    rest = float(WINDOW_STRIDE * whole)
-    return [*parts, (rest, duration)] if duration - rest >= WINDOW / 2 else parts
+    last = int((duration - WINDOW / 2) // WINDOW_STRIDE)
+    starts = [float(WINDOW_STRIDE * i) for i in range(last + 1)]
+    return [(start, min(start + WINDOW, duration)) for start in starts]

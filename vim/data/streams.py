@@ -1,16 +1,17 @@
 """Data sets of timm's that can only be read from their beginning: Hugging Face's streams, WebDataset's shards, tfds."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data.readers.reader_hfids import ReaderHfids
 from timm.data.readers.reader_wds import ReaderWds
 from torch.utils.data import IterableDataset
 
 from vim.errors import UserError, describe
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError)
 
 
 class Stream(IterableDataset[Any]):
@@ -28,6 +29,11 @@ class Stream(IterableDataset[Any]):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def num_images(self) -> int:
+        """How many there are for all processes together."""
+        return self.dataset.reader.num_samples
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch's order is read next."""
@@ -55,6 +61,8 @@ class Stream(IterableDataset[Any]):
             return self._decode(reader)
         if isinstance(reader, ReaderWds):
             self._name_broken_samples(reader)
+            if not reader.is_training:  # timm would have all processes give as many: some twice, and some not at all
+                reader.dist_num_replicas = 1
         return iter(reader)
 
     def _decode(self, reader: Any) -> Iterator[tuple[Any, Any]]:
@@ -64,11 +72,15 @@ class Stream(IterableDataset[Any]):
         reader.ds = reader.ds.cast_column(reader.input_key, Feature(decode=False))
         reader.input_img_mode = ""
         decode = Feature().decode_example
-        for number, (stored, label) in enumerate(reader):
+        for stored, label in reader:
+            if stored is None:
+                yield UserError("cannot read an image: the data set has none for a row"), label
+                continue
             try:
                 image = decode(stored).convert(self.mode)
             except _UNREADABLE as error:
-                image = UserError(f"cannot read {stored.get('path') or f'image {number} of a worker'} ({error})")
+                name = stored.get("path") or f"the image of SHA-1 {hashlib.sha1(stored['bytes'] or b'').hexdigest()}"
+                image = UserError(f"cannot read {name} ({_reason(error)})")
             yield image, label
 
     @staticmethod
@@ -80,6 +92,11 @@ class Stream(IterableDataset[Any]):
         reader.ds.pipeline[-2] = webdataset.map(_Named(decode))
 
 
+def _reason(error: Exception) -> str:
+    """What is wrong with an image, in the same words each time: Pillow's hold an address."""
+    return "no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else describe(error)
+
+
 class _Named:
     def __init__(self, decode: Callable[[dict[str, Any]], Any]) -> None:
         self.decode = decode
@@ -89,4 +106,4 @@ class _Named:
             return self.decode(sample)
         except _UNREADABLE as error:
             name = f"{sample['__key__']} of {sample['__url__']}"
-            return {"jpg": UserError(f"cannot read {name} ({error})"), "target": -1}
+            return {"jpg": UserError(f"cannot read {name} ({_reason(error)})"), "target": 0}

@@ -4,8 +4,10 @@ from typing import Any
 
 import timm
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from vim.data import IGNORED, seed_all
 from vim.engine.evaluate import Evaluation
 from vim.engine.objectives import Masked, MaskingTeacher, distance
 from vim.engine.trainer import Trainer
@@ -29,6 +31,9 @@ class Pretrainer(Trainer):
         if "teacher" not in self.config:
             raise UserError("masked pre-training needs a teacher section in the config: teacher=dict(model_name=...)")
         teacher = MaskingTeacher(timm.create_model(**self.config.teacher), **self.config.masking)
+        own, theirs = (m.patch_embed.grid_size for m in (model, teacher.model))
+        if own != theirs or model.patch_embed.tubelet_size != 1:
+            raise ValueError(f"the teacher's patches must be the model's, {own} in each frame: got {theirs}")
         self.teacher = teacher.to(self.accelerator.device)
         return Masked(model, teacher.width)
 
@@ -40,13 +45,19 @@ class Pretrainer(Trainer):
     def _evaluate(self) -> Evaluation:
         self.model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        for images, labels, _ in self.held_out:
-            if images.numel():
-                with self.accelerator.autocast():
-                    loss = self._loss(images.to(self.accelerator.device), labels)
-                total += torch.stack([len(images) * loss.double(), total.new_tensor(len(images))])
+        unreadable: list[str] = []
+        for number, (images, labels, lines) in enumerate(self.held_out):
+            unreadable += lines
+            images = images[labels != IGNORED].to(self.accelerator.device)
+            if not len(images):
+                continue
+            seed_all(self.options.seed, number, self.accelerator.process_index)  # the teacher draws what is masked
+            with self.accelerator.autocast():
+                loss = self._loss(images, labels)
+            total += torch.stack([len(images) * loss.double(), total.new_tensor(len(images))])
         loss, count = self.accelerator.reduce(total).tolist()
-        return Evaluation(loss / max(count, 1), 0.0, 0.0, torch.zeros(0, 0, dtype=torch.int64), [])
+        nothing = torch.zeros(0, 0, dtype=torch.int64)
+        return Evaluation(loss / max(count, 1), 0.0, 0.0, nothing, gather_object(unreadable))
 
 
 def trainer_of(config: Any) -> type[Trainer]:

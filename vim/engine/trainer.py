@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 import vim  # noqa: F401  registers the models
 from vim.checkpoints import check_fit
@@ -87,6 +87,8 @@ def build_model(options: dict[str, Any]) -> nn.Module:
 
 def _build_optimizer(model: Any, *, published_decay: bool = False, **options: Any) -> torch.optim.Optimizer:
     """timm's, over timm's groups of parameters or VideoMamba's."""
+    if isinstance(model, Student) and options.get("layer_decay"):
+        raise ValueError("layer_decay and a teacher do not go together")
     if published_decay:
         decay = {"layer_decay": options.pop("layer_decay"), "weight_decay": options["weight_decay"]}
         options["param_group_fn"] = partial(published_layer_decay, **decay)
@@ -176,7 +178,7 @@ class Trainer:
         if self.options.get("grad_checkpointing"):
             model.set_grad_checkpointing()
         if self.options.get("compile"):
-            model.compile()
+            student.compile()
         self.model, self.optimizer = self._spread(student, optimizer)
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
@@ -192,7 +194,7 @@ class Trainer:
         self._build_loss()
         self.at = Position()
         self.rows: list[dict[str, float]] = []  # of the log, one an epoch
-        self.unreadable: dict[str, None] = {}  # images, in the order they were met
+        self.unreadable: dict[str, list[str]] = {"train": [], "val": []}  # lines on images, in the order they were met
         self.stop = StopRequest()
         self.resumed_here = resume is not None and resume.resolve() == (work_dir / "last.pth").resolve()
         if resume is not None:
@@ -278,6 +280,8 @@ class Trainer:
                 if not self._train_epoch(bar):
                     return None
                 evaluation = self._evaluate()
+                self._note_unreadable(gather_object(self.unreadable["train"]), "train")
+                self._note_unreadable(evaluation.unreadable, "val")
                 bar.evaluated(evaluation.top1)
                 self._end_epoch(evaluation)
                 if self.at.epoch < self.num_epochs and self._stopping():
@@ -335,7 +339,7 @@ class Trainer:
         total = torch.zeros((), device=self.accelerator.device)
         seen: list[Tensor] = []
         for i, batch in enumerate(batches):
-            self._note_unreadable(batch.unreadable, self.loader)
+            self._note_unreadable(batch.unreadable, "train")
             seed_all(self.options.seed, number, i, self.accelerator.process_index)
             images, targets = self._to_device(batch)
             seen.append(images)
@@ -405,26 +409,27 @@ class Trainer:
                 f"optimizer.lr, set train.clip_grad or train.amp=bf16, then go on with --resume from {self.work_dir}"
             )
 
-    def _note_unreadable(self, lines: list[str], loader: DataLoader[Any]) -> None:
-        for line in lines:
-            if line not in self.unreadable:
-                self.unreadable[line] = None
-                _logger.warning("left out: %s", line)
-                with (self.work_dir / "unreadable.txt").open("a") as file:
-                    file.write(f"{line}\n")
-        most, count = self.config.data.get("max_unreadable", 0.01), len(cast(Any, loader.dataset).dataset)
-        if lines and len(self.unreadable) > most * count:
+    def _note_unreadable(self, lines: list[str], part: str) -> None:
+        known, told = self.unreadable[part], self.work_dir / "unreadable.txt"
+        new = [line for line in dict.fromkeys(lines) if line not in known]
+        known += new
+        for line in new:
+            _logger.warning("left out: %s", line)
+        if new:
+            with told.open("a") as file:
+                file.writelines(f"{line}\n" for line in new)
+        dataset = cast(Any, self.loader if part == "train" else self.held_out).dataset.dataset
+        count, most = getattr(dataset, "num_images", len(dataset)), self.config.data.get("max_unreadable")
+        most = 0.01 if most is None else most
+        if new and len(known) > most * count:
             raise UserError(
-                f"{len(self.unreadable)} of {count} images cannot be read, more than data.max_unreadable ({most:.2%}): "
-                f"see {self.work_dir / 'unreadable.txt'}; {'; '.join(self.unreadable)}"
+                f"{len(known)} of {count} images cannot be read, more than data.max_unreadable ({most:.2%}): "
+                f"see {told}; {'; '.join(known)}"
             )
 
     def _evaluate(self) -> Evaluation:
         model = self.bare_model if self.ema is None else self.ema.module
-        evaluation = evaluate(model, self.held_out, self.accelerator, len(self.classes))
-        self._note_unreadable(gather_object(list(self.unreadable)), self.loader)
-        self._note_unreadable(evaluation.unreadable, self.held_out)
-        return evaluation
+        return evaluate(model, self.held_out, self.accelerator, len(self.classes))
 
     def _end_epoch(self, evaluation: Evaluation) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
@@ -472,19 +477,23 @@ class Trainer:
                 "rows": self.rows,
                 "position": asdict(self.at),
                 "order": self._order(),
-                "unreadable": list(self.unreadable),
+                "unreadable": self.unreadable,
             },
         }
 
     def _order(self) -> dict[str, int]:
         """What the order of the images within an epoch follows from."""
-        return {
-            "the number of images": len(cast(Any, self.loader.dataset).dataset),
+        dataset = cast(Any, self.loader.dataset).dataset
+        order = {
+            "the number of images": len(dataset),
             "images an update": self.config.data.batch_size * self.accelerator.num_processes * self.accumulate,
             "data.repeats": self.config.data.get("repeats") or 1,
             "data.samples": self.config.data.get("samples") or 1,
             "train.seed": self.options.seed,
         }
+        if isinstance(dataset, IterableDataset):  # its images are spread over what reads it
+            order |= {"data.num_workers": self.config.data.num_workers, "processes": self.accelerator.num_processes}
+        return order
 
     def _resume(self, path: Path) -> None:
         state = read_trained(path)
@@ -512,8 +521,8 @@ class Trainer:
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(training["scaler"])
         self.rows, self.at = training["rows"], Position(**training["position"])
-        self.unreadable = dict.fromkeys(training["unreadable"])
-        changed = [key for key, value in self._order().items() if training["order"][key] != value]
+        self.unreadable = training["unreadable"]
+        changed = [key for key, value in self._order().items() if training["order"].get(key, value) != value]
         if self.at.update and changed:
             key = changed[0]
             raise UserError(
