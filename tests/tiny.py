@@ -92,6 +92,7 @@ def write_shards(folder, broken=()):
 def write_parquet(folder, broken=()):
     """A Hugging Face data set in four files of eight images; broken bytes go in as bytes."""
     datasets = pytest.importorskip("datasets")
+    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # it waits after each pass
     folder.mkdir(exist_ok=True)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     for shard in range(4):
