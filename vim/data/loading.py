@@ -5,8 +5,10 @@ several processes, together, what one would at the same number of images a step.
 """
 
 import itertools
+import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -193,9 +195,16 @@ def collate(samples: list[tuple[Tensor, int, list[str]]]) -> Batch:
     return Batch(torch.stack(images), torch.tensor(labels), list(itertools.chain(*unreadable)))
 
 
-def _ignore_sigterm(worker: int) -> None:
-    """A cluster signals every process of a run: the one that trains saves and ends, and its workers with it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _outlive_sigterm(worker: int) -> None:
+    """A cluster signals every process of a run: the one that trains saves and ends, and its workers at its signal."""
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def create_loader(
@@ -219,7 +228,7 @@ def create_loader(
         "num_workers": num_workers,
         "pin_memory": torch.cuda.is_available(),
         "collate_fn": collate,
-        "worker_init_fn": _ignore_sigterm,
+        "worker_init_fn": _outlive_sigterm,
     }
     if isinstance(dataset, Stream):
         if repeats > 1 or samples > 1:

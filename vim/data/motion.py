@@ -76,8 +76,10 @@ def moving(digit: np.ndarray, direction: tuple[int, int], rng: np.random.Generat
 def _encode(path: Path, frames: np.ndarray) -> None:
     import av
 
+    # the fast code for processors would give other bytes from time to time
+    options = {"crf": "20", "preset": "veryfast", "threads": "1", "x264-params": "asm=0"}
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8, options={"crf": "20", "preset": "veryfast", "threads": "1"})
+        stream = container.add_stream("libx264", rate=8, options=options)
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv420p"
         for frame in frames:
