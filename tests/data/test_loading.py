@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -233,3 +235,20 @@ def test_a_hugging_face_data_set(tmp_path):
 def test_a_data_set_that_does_not_exist(tmp_path):
     with pytest.raises(UserError, match=r"cannot open the data set .*train.tar \(train\): "):
         build_datasets({"dataset": "tar", "root": tmp_path})
+
+
+LIVES_ON = """
+import subprocess
+from tests.data.test_loading import Digits, Share, create_loader, to_tensor
+options = {"batch_size": 8, "num_workers": 1, "seed": 0, "share": Share(), "is_training": True}
+batches = iter(create_loader(Digits(train=False), to_tensor, **options))
+next(batches)
+subprocess.run(["kill", str(batches._workers[0].pid)], check=True)
+print(sum(1 for _ in batches))
+batches.itself = batches
+"""
+
+
+def test_a_worker_outlives_the_signal_of_a_cluster_and_not_its_process():
+    done = subprocess.run([sys.executable, "-c", LIVES_ON], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, f"{360 // 8 - 1}\n"), done.stderr

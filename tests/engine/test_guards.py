@@ -109,9 +109,9 @@ def test_in_half_precision_the_residual_does_not_overflow():
     image = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         for layer in model.layers:  # each adds up to about 3e4, where float16 ends at 65,504
-            layer.mixer.out_proj.weight *= 3e4 / layer.mixer(layer.norm(model._embed(image))).abs().max()
+            layer.mixer.out_proj.weight *= 3e4 / layer.mixer(layer.norm(model._embed(image)[0])).abs().max()
     with torch.no_grad(), torch.autocast("cpu", torch.float16):
-        half = model._embed(image).half()
+        half = model._embed(image)[0].half()
         for layer in model.layers:
             half = half + layer.mixer(layer.norm(half.float())).half()
         assert not half.isfinite().all()

@@ -11,7 +11,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from tests.engine.test_kills import CONTEXT
+from tests.engine.test_kills import CONTEXT, stop
+from tests.engine.test_trainer import load
 from tests.tiny import FewDigits, tiny_config
 from vim.data.datasets import BUILT_IN
 from vim.engine.launch import join_processes
@@ -32,12 +33,15 @@ def shard(self, model, optimizer):
     return model, AcceleratedOptimizer(optimizer)
 
 
-def train(rank, world, port, work_dir, options, sharded):
+def train(rank, world, port, work_dir, options, sharded, arrange=None):
     torch.set_num_threads(1)
+    if arrange is not None and rank == 1:
+        arrange(0)
     BUILT_IN["digits"] = FewDigits
     if world > 1:
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ |= {name: str(value) for name, value in names.items()}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        # accelerate divides the processors by the local one: oneDNN's threads hang where they outnumber the processors
+        os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     if sharded:
         Accelerator.prepare = shard
     Trainer(tiny_config(**options), work_dir, find_last(work_dir)).fit()
@@ -45,11 +49,13 @@ def train(rank, world, port, work_dir, options, sharded):
         torch.distributed.destroy_process_group()
 
 
-def run(world, work_dir, *, sharded=False, **options):
+def run(world, work_dir, *, sharded=False, arrange=None, **options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [CONTEXT.Process(target=train, args=(i, world, port, work_dir, options, sharded)) for i in range(world)]
+    processes = [
+        CONTEXT.Process(target=train, args=(i, world, port, work_dir, options, sharded, arrange)) for i in range(world)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -91,6 +97,13 @@ def test_a_model_spread_over_processes(tmp_path):
         (together if first == "two" else alone).extend(rows)
     for one, two in zip(alone, together, strict=True):
         assert two == pytest.approx(one, rel=2e-5)
+
+
+def test_sigterm_to_one_of_two_processes_ends_both(tmp_path):
+    assert run(2, tmp_path / "stopped", arrange=stop, data__batch_size=8) == []
+    assert load(find_last(tmp_path / "stopped"))["training"]["position"]["update"] == 2
+    rows = run(2, tmp_path / "stopped", data__batch_size=8)
+    assert rows == run(2, tmp_path / "whole", data__batch_size=8)
 
 
 def test_slurm_says_who_is_who():
