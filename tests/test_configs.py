@@ -16,7 +16,11 @@ from vim.engine.config import add_config_arguments, load_config
 from vim.engine.trainer import Trainer, build_model
 from vim.errors import UserError
 
-CONFIGS = {path.stem: path for path in sorted((ROOT / "configs").glob("[!_]*/*.py")) if "video" not in path.stem}
+CONFIGS = {
+    path.stem: path
+    for path in sorted((ROOT / "configs").glob("[!_]*/*.py"))
+    if "video" not in path.stem and path.parent.name != "tsm2"
+}
 
 
 class Facts(NamedTuple):
@@ -97,6 +101,7 @@ def test_its_docstring(name):
     gpus, batch = gpus_and_batch(name)
     start = "python" if gpus == 1 else f"torchrun --nproc-per-node {gpus}"
     assert "Paper: https://arxiv.org/abs/" in text
+    assert "Hardware: " in text
     assert f"Command: {start} tools/train.py {CONFIGS[name].relative_to(ROOT)}" in text
     assert f"Accuracy: {FACTS[name].top1} % top-1 published" if name in FACTS else "Accuracy: " in text
     assert load_config(CONFIGS[name]).data.batch_size == batch

@@ -2,6 +2,7 @@
 
 Paper: https://arxiv.org/abs/2012.12877 (the architecture; this size and recipe are ours).
 Command: python tools/train.py configs/deit/deit-nano_1xb64_mnist5k.py
+Hardware: two CPU cores.
 Accuracy: 86.1 % of the 1,000 held-out images (seed 0; with optimizer.lr=1e-3, 83.3 %).
 """
 

@@ -2,7 +2,8 @@
 
 Paper: https://arxiv.org/abs/2403.06977 (the architecture; this size, recipe and data are ours).
 Command: python tools/train.py configs/videomamba/videomamba-test_digit-motion.py
-Accuracy: see docs/video.md.
+Hardware: two CPU cores.
+Accuracy: 100 % of the held-out clips, in six epochs (see docs/video.md).
 """
 
 _base_ = [

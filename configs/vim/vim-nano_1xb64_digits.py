@@ -2,6 +2,7 @@
 
 Paper: https://arxiv.org/abs/2401.09417 (the architecture; this size and recipe are ours).
 Command: python tools/train.py configs/vim/vim-nano_1xb64_digits.py
+Hardware: two CPU cores.
 Accuracy: 98 to 99 % of the 360 held-out digits, after about two minutes on two CPU cores.
 """
 

@@ -2,6 +2,7 @@
 
 Paper: https://arxiv.org/abs/2401.09417 (the architecture; this size and recipe are ours).
 Command: python tools/train.py configs/vim/vim-nano_1xb64_mnist5k.py
+Hardware: two CPU cores.
 Accuracy: 96.0 % of the 1,000 held-out images (seed 0; with optimizer.lr=1e-3, 94.2 %).
 """
 

@@ -1,12 +1,15 @@
+import io
 import subprocess
 import sys
 import tarfile
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from tests import tiny
 from tests.tiny import write_folder, write_parquet, write_shards, write_truncated
 from vim.data import IGNORED, Digits, Share, build_datasets, create_loader, part
 from vim.data.datasets import TimmImages
@@ -208,6 +211,34 @@ def test_processes_see_each_sample_of_shards_once(tmp_path, monkeypatch):
 
 
 @STREAMS
+def test_a_stream_of_images_of_16_bits(write, tmp_path, monkeypatch):
+    file = io.BytesIO()
+    Image.fromarray(np.full((10, 10), 200 * 257, np.uint16)).save(file, "png")
+    monkeypatch.setattr(tiny, "encode", lambda number, broken: file.getvalue())
+    assert set(numbers(stream(write(tmp_path)))) == {200}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("is_training", [True, False])
+def test_broken_shards_are_named(is_training, num_workers, tmp_path):
+    data = write_shards(tmp_path)
+    (tmp_path / "in-train-1.tar").unlink()
+    whole = (tmp_path / "in-train-2.tar").read_bytes()
+    (tmp_path / "in-train-2.tar").write_bytes(whole[: 10 * 1024 + 700])
+    loader = create_loader(
+        part({"batch_size": 4, **data}, "train" if is_training else "val", "RGB"),
+        pil_to_tensor,
+        batch_size=4,
+        num_workers=num_workers,
+        seed=0,
+        share=Share(),
+        is_training=is_training,
+    )
+    lines = {line for batch in loader for line in batch.unreadable if "cannot read all of " in line}
+    assert sorted(line.partition("in-train-")[2] for line in lines) == ["1.tar: it is missing", "2.tar: it is damaged"]
+
+
+@STREAMS
 def test_a_stream_of_broken_images(write, tmp_path):
     with pytest.raises(UserError, match="32 images in a row cannot be read: cannot read "):
         stream(write(tmp_path, broken=range(32)))
@@ -230,6 +261,17 @@ def test_a_hugging_face_data_set(tmp_path):
     splits = build_datasets(data)
     assert len(splits.train) == 16
     assert len(load(splits.train)) == 2
+
+
+def test_a_data_set_of_torchvision(tmp_path):
+    root = write_folder(tmp_path)
+    write_truncated(root / "train/cat/1.png")
+    data = {"dataset": "torch/image_folder", "root": root, "train_options": {"split": "train"}}
+    splits = build_datasets({**data, "val_options": {"split": "val"}}, "L")
+    assert splits.classes == ["cat", "dog"]
+    assert splits.train[0][0].mode == "L"
+    with pytest.raises(UserError, match="cannot read image 1 of the data set"):
+        splits.train[1]
 
 
 def test_a_data_set_that_does_not_exist(tmp_path):

@@ -238,6 +238,13 @@ def test_a_stream_resumed_by_other_workers(tmp_path):
         Trainer(tiny_config(**options, data__num_workers=2), tmp_path / "run", tmp_path / "run/last.3.pth")
 
 
+def test_accumulation_is_the_configs(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")  # as `accelerate launch` may
+    few_digits(monkeypatch)
+    trainer = Trainer(tiny_config(train__accumulate=2), tmp_path)
+    assert (trainer.accumulate, trainer.accelerator.gradient_accumulation_steps) == (2, 1)
+
+
 def test_a_work_dir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     trainer = Trainer(tiny_config(), tmp_path / "file/run")

@@ -128,7 +128,9 @@ def test_mistakes_in_training(call, trained, tmp_path, monkeypatch):
     assert_told(call("train", FOLDER, *work_dir), "data.root must name the folder")
     tiny = ["--cfg-options", *WORDS]
     assert_told(call("train", DIGITS, *work_dir, "--resume", missing, *tiny), "no such checkpoint")
+    assert_told(call("train", DIGITS, "--work-dir", trained[0], *tiny), "holds a run: go on with it by --resume")
     last = trained[0] / "last.pth"
+    assert_told(call("train", DIGITS, "--work-dir", trained[0], "--resume", FOLDER, *tiny), "or name another folder")
     assert_told(call("train", DIGITS, *work_dir, "--resume", last, *tiny, "model.depth=1"), "is of another model")
     assert_told(call("train", DIGITS, *work_dir, *tiny, "model.num_classes=3"), "model.num_classes=10")
     assert_told(call("train", DIGITS, *work_dir, *tiny, "modle.depth=1"), "modle.depth: a config has no such section")

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
 from timm.data import create_dataset
 from torch.utils.data import Dataset, IterableDataset
 
 from vim.data.digits import Digits
-from vim.data.images import image_folder, read_image
+from vim.data.images import UNDECODABLE, convert, image_folder, read_image, reason
 from vim.data.mnist import Mnist5k
 from vim.data.streams import Stream
 from vim.data.video import build_videos
@@ -44,6 +45,24 @@ class TimmImages(Dataset[Any]):
     def filename(self, index: int) -> str:
         """What to call an image."""
         return str(self.dataset.filename(index) or f"image {index} of {len(self)}")
+
+
+class TorchvisionImages(Dataset[Any]):
+    """A data set of torchvision's, which reads the images itself."""
+
+    def __init__(self, dataset: Any, mode: str) -> None:
+        self.dataset, self.mode = dataset, mode
+        self.classes = getattr(dataset, "classes", None)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        try:
+            image, label = self.dataset[index]
+            return convert(image, self.mode), label
+        except UNDECODABLE as error:
+            raise UserError(f"cannot read image {index} of the data set ({reason(error)})") from error
 
 
 def build_datasets(data: dict[str, Any], mode: str = "RGB") -> Splits:
@@ -100,7 +119,7 @@ def _timm(name: str, root: Any, split: str, mode: str, options: dict[str, Any]) 
         raise UserError(f"cannot open the data set {name or root} ({split}): {describe(error)}") from error
     if isinstance(dataset, IterableDataset):
         return Stream(dataset, mode)
-    return TimmImages(dataset, mode) if hasattr(dataset, "reader") else dataset
+    return (TimmImages if hasattr(dataset, "reader") else TorchvisionImages)(dataset, mode)
 
 
 def class_names(dataset: Any) -> list[str] | None:

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from vim.errors import UserError
+from vim.errors import UserError, describe
+
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
 
 
 def read_image(path: str | Path | IO[bytes], mode: str = "RGB", *, name: str | None = None) -> Image.Image:
@@ -24,17 +26,29 @@ def read_image(path: str | Path | IO[bytes], mode: str = "RGB", *, name: str | N
     name = name or str(path)
     try:
         with Image.open(path) as image:
-            if image.mode in ("I", "F"):
-                raise UserError(f"cannot read {name}: it has 32 bits a pixel and channel; save it with 8 or 16")
-            if image.mode.startswith("I;16"):  # convert() would cut off at 255
-                return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert(mode)
-            return image.convert(mode)
-    except UserError:
-        raise
+            return convert(image, mode)
     except FileNotFoundError:
         raise UserError(f"no such image: {name} (give the path of an image file)") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read {name} as an image ({error}): replace the file or take it out") from None
+    except UNDECODABLE as error:
+        raise UserError(f"cannot read {name} as an image ({reason(error)}): replace the file or take it out") from None
+
+
+def convert(image: Image.Image, mode: str) -> Image.Image:
+    """An opened image in another mode of 8 bits.
+
+    Raises:
+        ValueError: it has 32 bits a pixel and channel.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits a pixel and channel: save it with 8 or 16")
+    if image.mode.startswith("I;16"):  # convert() would cut off at 255
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return image.convert(mode)
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with an image, in the same words each time: Pillow's hold an address."""
+    return "no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else describe(error)
 
 
 def find_images(paths: list[Path]) -> list[Path]:

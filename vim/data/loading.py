@@ -113,6 +113,8 @@ class PreparedStream(IterableDataset[Any]):
         self.dataset.set_epoch(self.epoch)
         for position, (image, label, unreadable) in enumerate(self._readable()):
             seed_all(self.seed, self.epoch, self.share.rank * workers + number, position)
+            unreadable += self.dataset.broken_shards
+            self.dataset.broken_shards.clear()
             yield (torch.empty(0) if image is None else self.transform(image)), label, unreadable
 
     def _readable(self) -> Iterator[tuple[Any, int, list[str]]]:

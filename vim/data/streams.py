@@ -1,17 +1,18 @@
 """Data sets of timm's that can only be read from their beginning: Hugging Face's streams, WebDataset's shards, tfds."""
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
 from timm.data.readers.reader_hfids import ReaderHfids
 from timm.data.readers.reader_wds import ReaderWds
 from torch.utils.data import IterableDataset
 
+from vim.data.images import UNDECODABLE, convert, reason
 from vim.errors import UserError, describe
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError)
+_UNREADABLE = (*UNDECODABLE, KeyError)
 
 
 class Stream(IterableDataset[Any]):
@@ -22,10 +23,14 @@ class Stream(IterableDataset[Any]):
         mode: PIL's name for the kind of images wanted: "L" for grey.
 
     Iterating yields (PIL image, class index), or (UserError, anything) for an image that cannot be read.
+
+    Attributes:
+        broken_shards: a line for each shard that could not be read, or not to its end, so far.
     """
 
     def __init__(self, dataset: Any, mode: str) -> None:
         self.dataset, self.mode = dataset, mode
+        self.broken_shards: list[str] = []
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -60,9 +65,7 @@ class Stream(IterableDataset[Any]):
         if isinstance(reader, ReaderHfids):
             return self._decode(reader)
         if isinstance(reader, ReaderWds):
-            self._name_broken_samples(reader)
-            if not reader.is_training:  # timm would have all processes give as many: some twice, and some not at all
-                reader.dist_num_replicas = 1
+            return self._expand(reader)
         return iter(reader)
 
     def _decode(self, reader: Any) -> Iterator[tuple[Any, Any]]:
@@ -76,34 +79,44 @@ class Stream(IterableDataset[Any]):
             if stored is None:
                 yield UserError("cannot read an image: the data set has none for a row"), label
                 continue
+            image: Any
             try:
-                image = decode(stored).convert(self.mode)
+                image = convert(decode(stored), self.mode)
             except _UNREADABLE as error:
                 name = stored.get("path") or f"the image of SHA-1 {hashlib.sha1(stored['bytes'] or b'').hexdigest()}"
-                image = UserError(f"cannot read {name} ({_reason(error)})")
+                image = UserError(f"cannot read {name} ({reason(error)})")
             yield image, label
 
-    @staticmethod
-    def _name_broken_samples(reader: Any) -> None:
-        """Have the pipeline's last stage but one, which decodes, say what it cannot; timm's drops it."""
+    def _expand(self, reader: Any) -> Iterator[tuple[Any, Any]]:
+        """Name what timm's pipeline drops: images, and the rest of shards."""
         import webdataset
 
+        def note(error: Exception) -> bool:
+            shard = next((argument for argument in reversed(error.args) if isinstance(argument, str)), "a shard")
+            state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+            self.broken_shards.append(f"cannot read all of {shard}: it is {state}")
+            return True
+
+        for stage in reader.ds.pipeline:
+            if "handler" in getattr(stage, "kw", {}):
+                stage.kw["handler"] = note
         decode = reader.ds.pipeline[-2].args[0]
-        reader.ds.pipeline[-2] = webdataset.map(_Named(decode))
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong with an image, in the same words each time: Pillow's hold an address."""
-    return "no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else describe(error)
+        reader.ds.pipeline[-2] = webdataset.map(_Named(decode, self.mode))
+        if not reader.is_training:  # timm would have all processes give as many: some twice, and some not at all
+            reader.dist_num_replicas = 1
+        return iter(reader)
 
 
 class _Named:
-    def __init__(self, decode: Callable[[dict[str, Any]], Any]) -> None:
-        self.decode = decode
+    """timm's decoding, which says what it cannot."""
+
+    def __init__(self, decode: Any, mode: str) -> None:
+        self.decode, self.mode = functools.partial(decode, image_mode=""), mode
 
     def __call__(self, sample: dict[str, Any]) -> Any:
         try:
-            return self.decode(sample)
+            decoded = self.decode(sample)
+            return decoded and {**decoded, "jpg": convert(decoded["jpg"], self.mode)}
         except _UNREADABLE as error:
             name = f"{sample['__key__']} of {sample['__url__']}"
-            return {"jpg": UserError(f"cannot read {name} ({_reason(error)})"), "target": 0}
+            return {"jpg": UserError(f"cannot read {name} ({reason(error)})"), "target": 0}

@@ -17,7 +17,7 @@ from typing import Any, cast
 import timm
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import gather_object
+from accelerate.utils import GradientAccumulationPlugin, gather_object
 from mmengine.config import Config
 from PIL import Image
 from timm.data import Mixup
@@ -156,7 +156,11 @@ class Trainer:
         self.config, self.work_dir, self.options = config, work_dir, config.train
         self.teacher: Any = None
         join_processes()
-        self.accelerator = Accelerator(mixed_precision=self.options.get("amp") or "no")
+        self.accelerator = Accelerator(
+            mixed_precision=self.options.get("amp") or "no",
+            # not that of `accelerate launch`, by which it would divide the loss once more
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
         share = Share(self.accelerator.process_index, self.accelerator.num_processes)
         seed_all(self.options.seed)
         if config.train.get("amp") == "fp16" and self.accelerator.device.type == "cpu":
