@@ -5,6 +5,7 @@ import itertools
 import math
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,13 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 import vim  # noqa: F401  registers the models
+from vim.data.sampling import View, sparse
+from vim.data.video import read_video
 from vim.engine.timing import peak_memory, side_by_side
 from vim.errors import UserError, describe
 from vim.kernels import available_backends, chunked, selective_scan
@@ -263,6 +268,78 @@ def compare_clips(
     return rows
 
 
+def compare_decoding(
+    *, seconds: int = 10, size: tuple[int, int] = (1280, 720), frames: int = 16, rounds: int
+) -> list[Row]:
+    """Some frames of a video, evenly spaced: our reader against what reads videos on this machine, on a thread each.
+
+    The video pans over a photograph, in H.264 as FFmpeg's x264 makes it unless told otherwise. Of ours, the time of
+    handing frames over from the process that decodes them is part.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "video.mp4")
+        _write_pan(path, 30 * seconds, size)
+        runs: dict[str, Callable[[], object]] = {
+            "vim.data.read_video": lambda: read_video(path, lambda count, fps: sparse(count, frames, View(0, 1))),
+            "decord": partial(_decord, path, frames),
+            "OpenCV": partial(_opencv, path, frames),
+            "PyAV": partial(_pyav, path, frames),
+        }
+        for name, module in (("decord", "decord"), ("OpenCV", "cv2")):
+            if not importlib.util.find_spec(module):
+                del runs[name]
+        return compare(runs, run=f"{frames} frames", batch_size=frames, size=size[1], rounds=rounds)
+
+
+def _write_pan(path: str, count: int, size: tuple[int, int]) -> None:
+    import av
+    from sklearn.datasets import load_sample_image
+
+    photograph = np.asarray(
+        Image.fromarray(load_sample_image("china.jpg")).resize((size[0] * 3 // 2, size[1] * 3 // 2))
+    )
+    with av.open(path, "w") as container:
+        stream: Any = container.add_stream("libx264", rate=30)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for number in range(count):
+            x, y = number % (size[0] // 2), number % (size[1] // 2)
+            picture = np.ascontiguousarray(photograph[y : y + size[1], x : x + size[0]])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())
+
+
+def _decord(path: str, frames: int) -> np.ndarray:
+    import decord
+
+    reader = decord.VideoReader(path, num_threads=1)
+    return reader.get_batch(sparse(len(reader), frames, View(0, 1))).asnumpy()
+
+
+def _opencv(path: str, frames: int) -> list[np.ndarray]:
+    import cv2
+
+    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    wanted = sparse(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), frames, View(0, 1))
+    pictures = []
+    for number in range(wanted[-1] + 1):
+        capture.grab()
+        if number in wanted:
+            pictures.append(cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB))
+    return pictures
+
+
+def _pyav(path: str, frames: int) -> list[np.ndarray]:
+    import av
+
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        wanted = sparse(stream.frames, frames, View(0, 1))
+        decoded = itertools.islice(container.decode(stream), wanted[-1] + 1)
+        return [frame.to_ndarray(format="rgb24") for number, frame in enumerate(decoded) if number in wanted]
+
+
 def _autocast(device: str, amp: str) -> Callable[[], AbstractContextManager[Any]]:
     if amp == "no":
         return nullcontext
@@ -318,6 +395,7 @@ def compare_everything(device: str, amp: str) -> list[Row]:
         *measure(TINY, img_size=896, batch_size=1, rounds=5, passes=PASSES[:1]),
         *measure(TINY, img_size=1248, batch_size=1, rounds=3, passes=PASSES[:1]),
         *compare_clips(device, rounds=3),
+        *compare_decoding(rounds=5),
     ]
 
 
