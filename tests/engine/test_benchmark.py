@@ -7,6 +7,7 @@ from vim.engine.benchmark import (
     JointTransformer,
     compare,
     compare_clips,
+    compare_decoding,
     compare_layers,
     compare_models,
     compare_scans,
@@ -55,8 +56,9 @@ def test_models_and_scans(tmp_path):
         ("resnet18", "training step"),
     ]
     assert rows[2].peak_mb > rows[0].peak_mb > 0
+    rows += compare_models(["videomamba_tiny_f8"], img_size=16, batch_size=1, device="cpu", amp="no", rounds=1)
     rows += compare_scans(1, "cpu", tokens=5, channels=4, states=2, rounds=1)
-    assert {row.baseline for row in rows[4:]} == {"scan, reference"}
+    assert {row.baseline for row in rows[6:]} == {"scan, reference"}
     plot(rows, tmp_path / "plot.png")
     Image.open(tmp_path / "plot.png").verify()
     write_csv(tmp_path / "rows.csv", [vars(row) for row in rows])
@@ -85,6 +87,12 @@ def test_clips():
     clip = torch.randn(1, 3, 2, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(plain(clip), fused(clip))
+
+
+def test_decoding():
+    rows = compare_decoding(seconds=1, size=(96, 64), frames=3, rounds=1)
+    assert {"vim.data.read_video", "PyAV"} <= {row.name for row in rows}
+    assert all(row.milliseconds > 0 and row.baseline == "PyAV" for row in rows)
 
 
 def test_layers():

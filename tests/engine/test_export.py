@@ -95,6 +95,14 @@ def test_pt2_takes_any_batch(tmp_path):
     assert {"vim.selective_scan.default", "vim.causal_conv1d.default", "vim.rms_norm.default"} <= ops
 
 
+def test_pt2_of_a_model_of_clips(tmp_path):
+    model = timm.create_model("videomamba_tiny_f8", img_size=32, depth=2).eval()
+    export(model, tmp_path / "a.pt2", format="torch", decompositions={})
+    clips = torch.randn(5, 3, 8, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(load_torch(tmp_path / "a.pt2")(clips), model(clips))
+
+
 def nodes(graph, onnx):
     for node in graph.node:
         yield node

@@ -23,7 +23,7 @@ def input_options(model: Any) -> dict[str, Any]:
 
 def num_frames(model: Any) -> int | None:
     """How many frames the clips have that a model takes; None for a model of images."""
-    return getattr(model.patch_embed, "num_frames", None)
+    return getattr(getattr(model, "patch_embed", None), "num_frames", None)
 
 
 def input_shape(model: Any) -> tuple[int, ...]:

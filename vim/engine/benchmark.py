@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import vim  # noqa: F401  registers the models
 from vim.data.sampling import View, sparse
+from vim.data.transforms import num_frames
 from vim.data.video import read_video
 from vim.engine.timing import peak_memory, side_by_side
 from vim.errors import UserError, describe
@@ -209,16 +210,17 @@ def compare_models(
         UserError: no such model, or it takes no images of that size.
     """
     try:
-        image = torch.randn(batch_size, 3, img_size, img_size, device=device)
+        labels = torch.zeros(batch_size, dtype=torch.long, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"there is no device {device} here ({describe(error)})") from error
-    labels = torch.zeros(batch_size, dtype=torch.long, device=device)
     context = _autocast(device, amp)
     models = {name: _build(name, img_size).to(device) for name in names}
     rows = []
     for run in passes:
         calls: dict[str, Callable[[], object]] = {}
         for name, model in models.items():
+            frames = num_frames(model)
+            image = torch.randn(batch_size, 3, *([frames] if frames else []), img_size, img_size, device=device)
             if run == "forward":
                 calls[name] = partial(_forward, model.eval(), image, context)
             else:

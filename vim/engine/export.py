@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import vim  # noqa: F401  registers the models and the ops
-from vim.data import input_options
+from vim.data import input_shape
 from vim.engine.files import written_whole
 from vim.engine.weights import load_published
 from vim.errors import UserError, describe
@@ -181,4 +181,4 @@ def _compare(model: nn.Module, run: Callable[[Tensor], Tensor], batch_size: int)
 
 def _random_images(model: nn.Module, batch_size: int) -> Tensor:
     draw = torch.Generator().manual_seed(batch_size)
-    return torch.randn(batch_size, *input_options(model)["input_size"], generator=draw)
+    return torch.randn(batch_size, *input_shape(model), generator=draw)
