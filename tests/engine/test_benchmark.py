@@ -10,6 +10,7 @@ from vim.engine.benchmark import (
     compare_decoding,
     compare_layers,
     compare_models,
+    compare_routes,
     compare_scans,
     plot,
 )
@@ -87,6 +88,12 @@ def test_clips():
     clip = torch.randn(1, 3, 2, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(plain(clip), fused(clip))
+
+
+def test_routes():
+    rows = compare_routes("cpu", shapes=[(9, 8)], rounds=1)
+    assert [row.run for row in rows] == ["forward", "forward", "forward+backward", "forward+backward"]
+    assert {row.baseline for row in rows} == {"four routes, four calls"}
 
 
 def test_decoding():

@@ -150,6 +150,47 @@ def compare_layers(
     return rows
 
 
+def compare_routes(
+    device: str, *, shapes: Sequence[tuple[int, int]] = ((196, 768), (784, 384), (3136, 192), (12544, 192)), rounds: int
+) -> list[Row]:
+    """ViM2's scan of an image along four routes in one call, against four calls; shapes are (tokens, channels)."""
+    rows = []
+    for l, d in shapes:
+        u, delta = torch.randn(2, 1, 2, l, 2 * d, device=device)  # two routes, and each backwards
+        B, C = torch.randn(2, 1, 2, l, 2, 16, device=device)
+        A = -torch.arange(1.0, 17, device=device).expand(2, 2 * d, 16).contiguous()
+        D, delta_bias = torch.randn(2, 2, 2 * d, device=device)
+        together = [u[:, :1].expand(1, 2, l, 2 * d), delta, A, B, C, D, None, delta_bias - 3]
+        alone = [_route(together, k, g, d) for k in (0, 1) for g in (0, 1)]
+        for run, call in (("forward", _infer), ("forward+backward", _differentiate)):
+            calls = {
+                "four routes, one call": partial(call, _scan_routes, together),
+                "four routes, four calls": partial(_one_by_one, partial(call, _scan_routes), alone),
+            }
+            rows += compare(calls, run=run, batch_size=1, size=l, rounds=rounds)
+    return rows
+
+
+def _route(together: Sequence[Any], k: int, g: int, d: int) -> list[Any]:
+    """The tensors of one route, in a direction, of their own."""
+    u, delta, A, B, C, D, z, delta_bias = together
+    own = slice(g * d, (g + 1) * d)
+    u, delta = u[:, k, None, :, own], delta[:, k, None, :, own]
+    A, D, delta_bias = A[k, None, own], D[k, None, own], delta_bias[k, None, own]
+    B, C = B[:, k, None, :, g, None], C[:, k, None, :, g, None]
+    return [t if t is None else t.contiguous() for t in (u, delta, A, B, C, D, z, delta_bias)]
+
+
+def _scan_routes(*tensors: Tensor) -> Tensor:
+    reverse = [bool(i % 2) for i in range(tensors[1].shape[1])]
+    return torch.ops.vim.selective_scan(*tensors, None, True, reverse, "sum", False, "auto")[0]
+
+
+def _one_by_one(call: Callable[[Sequence[Any]], None], groups: Sequence[Sequence[Any]]) -> None:
+    for group in groups:
+        call(group)
+
+
 def _of_a_layer(shape: tuple[int, int, int, int], states: int, device: str) -> list[Tensor]:
     """u, delta, A, B, C, D, z and delta_bias."""
     b, k, l, d = shape
@@ -162,7 +203,7 @@ def _of_a_layer(shape: tuple[int, int, int, int], states: int, device: str) -> l
 
 
 @torch.no_grad()
-def _infer(scan: Callable[..., Tensor], tensors: Sequence[Tensor]) -> None:
+def _infer(scan: Callable[..., Tensor], tensors: Sequence[Any]) -> None:
     scan(*tensors)
 
 
@@ -171,9 +212,9 @@ def _copy(tensors: Sequence[Tensor]) -> None:
         tensor.clone()
 
 
-def _differentiate(scan: Callable[..., Tensor], tensors: Sequence[Tensor]) -> None:
-    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-    torch.autograd.grad(scan(*leaves).sum(), leaves, allow_unused=True)
+def _differentiate(scan: Callable[..., Tensor], tensors: Sequence[Any]) -> None:
+    leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in tensors]
+    torch.autograd.grad(scan(*leaves).sum(), [leaf for leaf in leaves if leaf is not None], allow_unused=True)
 
 
 def _parallel_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor) -> Tensor:
@@ -385,6 +426,7 @@ def compare_everything(device: str, amp: str) -> list[Row]:
         return [
             *compare_layers(device, rounds=20),
             *[row for names, size in pairs for row in measure(names, img_size=size, batch_size=8, rounds=10)],
+            *compare_routes(device, rounds=20),
             *compare_clips(device, rounds=5),
         ]
     return [
@@ -396,6 +438,7 @@ def compare_everything(device: str, amp: str) -> list[Row]:
         *measure(TINY, img_size=448, batch_size=1, rounds=9, passes=PASSES[:1]),
         *measure(TINY, img_size=896, batch_size=1, rounds=5, passes=PASSES[:1]),
         *measure(TINY, img_size=1248, batch_size=1, rounds=3, passes=PASSES[:1]),
+        *compare_routes(device, rounds=15),
         *compare_clips(device, rounds=3),
         *compare_decoding(rounds=5),
     ]
