@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import socket
 
 import pytest
@@ -13,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 from tests.engine.test_kills import CONTEXT, stop
 from tests.engine.test_trainer import load
-from tests.tiny import FewDigits, tiny_config
+from tests.tiny import FewDigits, tiny_config, write_parquet, write_shards
 from vim.data.datasets import BUILT_IN
 from vim.engine.launch import join_processes
 from vim.engine.trainer import Trainer
@@ -104,6 +105,19 @@ def test_sigterm_to_one_of_two_processes_ends_both(tmp_path):
     assert load(find_last(tmp_path / "stopped"))["training"]["position"]["update"] == 2
     rows = run(2, tmp_path / "stopped", data__batch_size=8)
     assert rows == run(2, tmp_path / "whole", data__batch_size=8)
+
+
+@pytest.mark.parametrize("write", [write_shards, write_parquet])
+def test_two_processes_share_a_stream(write, tmp_path):
+    data = {f"data__{key}": value for key, value in write(tmp_path / "data", broken=(5, 18)).items()}
+    options = {"model__num_classes": 2, "data__batch_size": 4, "data__max_unreadable": 0.1, "train__save_updates": 1}
+    rows = run(2, tmp_path / "whole", **data, **options, train__keep=9)
+    lines = (tmp_path / "whole/unreadable.txt").read_text().splitlines()
+    assert (len(lines), len(set(lines))) == (4, 2)  # the same shards are trained on and held out
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "whole/last.3.pth", tmp_path / "other/last.pth")
+    assert load(tmp_path / "other/last.pth")["training"]["position"]["update"] not in (0, 4)
+    assert run(2, tmp_path / "other", **data, **options) == rows
 
 
 def test_slurm_says_who_is_who():

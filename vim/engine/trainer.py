@@ -284,8 +284,8 @@ class Trainer:
                 if not self._train_epoch(bar):
                     return None
                 evaluation = self._evaluate()
-                self._note_unreadable(gather_object(self.unreadable["train"]), "train")
-                self._note_unreadable(evaluation.unreadable, "val")
+                self._note_unreadable(gather_object(self.unreadable["train"]), "train", tell=False)  # each told its own
+                self._note_unreadable(evaluation.unreadable, "val", tell=self.accelerator.is_main_process)
                 bar.evaluated(evaluation.top1)
                 self._end_epoch(evaluation)
                 if self.at.epoch < self.num_epochs and self._stopping():
@@ -413,13 +413,13 @@ class Trainer:
                 f"optimizer.lr, set train.clip_grad or train.amp=bf16, then go on with --resume from {self.work_dir}"
             )
 
-    def _note_unreadable(self, lines: list[str], part: str) -> None:
+    def _note_unreadable(self, lines: list[str], part: str, *, tell: bool = True) -> None:
         known, told = self.unreadable[part], self.work_dir / "unreadable.txt"
         new = [line for line in dict.fromkeys(lines) if line not in known]
         known += new
-        for line in new:
-            _logger.warning("left out: %s", line)
-        if new:
+        if new and tell:
+            for line in new:
+                _logger.warning("left out: %s", line)
             with told.open("a") as file:
                 file.writelines(f"{line}\n" for line in new)
         dataset = cast(Any, self.loader if part == "train" else self.held_out).dataset.dataset
