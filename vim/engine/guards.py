@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vim.errors import UserError, one_line
+from vim.errors import UserError, describe, one_line
 
 
 @contextmanager
@@ -25,11 +25,11 @@ def advice(work_dir: Path) -> Iterator[None]:
             "the GPU's memory is full: halve data.batch_size and double train.accumulate, which leaves the recipe as "
             f"it is, or set train.grad_checkpointing=True; {resume}"
         ) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: in the middle of what it handed over
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"a process that loads images died ({one_line(str(error))}): lower data.num_workers if memory is short; "
+            f"a process that loads images died ({one_line(describe(error))}): lower data.num_workers if memory is short; "
             f"{resume}"
         ) from error
     except OSError as error:
