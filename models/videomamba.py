@@ -169,15 +169,16 @@ class VideoMamba(MambaBackbone):
         Raises:
             ValueError: a patch does not fit in, or tubelets do not make up the frames; or it is a model of images.
         """
-        if num_frames is not None:
-            if self.temporal_pos_embedding is None:
-                raise ValueError(f"a model of images takes no num_frames, got {num_frames}: build one with num_frames")
-            self.patch_embed.set_input_size(self.patch_embed.img_size, num_frames)
-            table = resize_temporal_table(self.temporal_pos_embedding.detach(), self.patch_embed.num_tubelets)
-            self.temporal_pos_embedding = nn.Parameter(table, self.temporal_pos_embedding.requires_grad)
-            update_model_args(self, num_frames=num_frames)  # for timm's exports
+        temporal = self.temporal_pos_embedding
+        if num_frames is not None and temporal is None:
+            raise ValueError(f"a model of images takes no num_frames, got {num_frames}: build one with num_frames")
         if img_size is not None:
             super().set_input_size(img_size)
+        if num_frames is not None and temporal is not None:
+            self.patch_embed.set_input_size(self.patch_embed.img_size, num_frames)
+            table = resize_temporal_table(temporal.detach(), self.patch_embed.num_tubelets)
+            self.temporal_pos_embedding = nn.Parameter(table, temporal.requires_grad)
+            update_model_args(self, num_frames=num_frames)  # for timm's exports
 
     def _positions(self, grid: list[int]) -> Tensor:
         """The positions of all tokens, (1, l, d), for a grid of patches, (t, rows, columns)."""
@@ -219,7 +220,12 @@ class VideoMamba(MambaBackbone):
         Args:
             clip: (b, c, t, h, w).
             visible: (b, v) places of the patches in the order of the tokens; the class token always is there.
+
+        Raises:
+            ValueError: the scan is not spatial-first.
         """
+        if self.scan_order != "spatial_first":
+            raise ValueError(f"patches can be left out with scan_order='spatial_first', got {self.scan_order!r}")
         x, _ = self._embed(clip)
         places = torch.cat([torch.zeros_like(visible[:, :1]), 1 + visible], dim=1)
         x = x.gather(1, places.unsqueeze(2).expand(-1, -1, x.shape[2]))
@@ -239,8 +245,11 @@ class VideoMamba(MambaBackbone):
             For each piece its normed tokens, (b, l, d): those that :meth:`forward_features` gives in the whole clip.
 
         Raises:
-            ValueError: the model looks back from the end, or has no place in time for so many frames.
+            ValueError: the model is in training mode or looks back from the end, or has no place in time for so many
+                frames.
         """
+        if self.training:
+            raise ValueError("a stream needs the model in evaluation mode: call eval() before")
         temporal = self.temporal_pos_embedding
         if self.directions != "none" or self.scan_order != "spatial_first" or temporal is None:
             raise ValueError(
@@ -351,6 +360,7 @@ NAME = re.compile(r"(.)16_([^_]+)_(?:mask_(ft|pt)_)?(?:f(\d+)_)?res(?:\d+to)*(\d
 SIZES = {"t": "tiny", "s": "small", "m": "middle", "b": "base"}
 NUM_CLASSES = {"in1k": 1000, "k400": 400, "ssv2": 174, "breakfast": 10, "coin": 180}
 NUM_FRAMES = (8, 16, 32, 64)
+_CLIPS = {"crop_pct": 1.0, "interpolation": "bilinear"}
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -379,7 +389,6 @@ def _published() -> dict[str, dict[str, Any]]:
         model = f"videomamba_{SIZES[size]}" + (f"_f{frames}" if frames else "")
         before = {None: "", "ft": "mask_", "pt": "mask_pt_"}[mask]
         tag = f"opengvlab_{before}{data.lower()}" + (f"_{pixels}" if pixels != "224" else "")
-        clips = {"crop_pct": 1.0, "interpolation": "bilinear"}
         views = f" with 3 crops of each of {10 if data == 'coin' else 4} clips" if frames else ""
         cfgs[f"{model}.{tag}"] = _cfg(
             hf_hub_id="OpenGVLab/VideoMamba",
@@ -388,11 +397,14 @@ def _published() -> dict[str, dict[str, Any]]:
             num_classes=NUM_CLASSES[data] if top1 else 0,
             input_size=(3, int(pixels), int(pixels)),
             notes=(f"{top1} % top-1{views}, as published" if top1 else "pre-training only: no head",),
-            **(clips if frames else {}),
+            **(_CLIPS if frames else {}),
         )
     for size in ("tiny", "small", "middle"):
         for frames in NUM_FRAMES:
-            cfgs[f"videomamba_{size}_f{frames}.opengvlab_in1k"] = cfgs[f"videomamba_{size}.opengvlab_in1k"]
+            cfgs[f"videomamba_{size}_f{frames}.opengvlab_in1k"] = {
+                **cfgs[f"videomamba_{size}.opengvlab_in1k"],
+                **_CLIPS,  # the weights are of images, what is evaluated are videos
+            }
     return cfgs
 
 

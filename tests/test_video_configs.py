@@ -69,7 +69,7 @@ def facts():
         for frames, batch, lr, batch_middle, lr_middle in ((32, 256, 4e-4, 64, 1e-4), (64, 128, 2e-4, 32, 5e-5)):
             known["tiny", frames, 224, data] = Facts(256, 4e-4, epochs[0], 5, *tiny)
             known["small", frames, 224, data] = Facts(batch, lr, epochs[1], 5, *longer)
-            known["middle", frames, 224, data] = Facts(batch_middle, lr_middle, epochs[2], 5, *middle)
+            known["middle", frames, 224, data] = Facts(batch_middle, lr_middle, epochs[2], 5, 0.8, 0.05, 0.8)
             known["middle-mask", frames, 224, data] = Facts(batch_middle, lr_middle, epochs[3], 5, *mask)
     for name, batch, lr, warmup, drop_path, weight_decay in (
         ("tiny", 4096, 4e-3, 5, 0.0, 0.1),

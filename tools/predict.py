@@ -1,6 +1,7 @@
 """Print the likeliest classes of images, or of videos."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from vim.data import find_images, find_videos
@@ -30,14 +31,22 @@ def main() -> None:
     paths = (find_videos if predictor.num_frames else find_images)(arguments.inputs)
     if arguments.draw:
         make_folder(arguments.draw)
+    unreadable = 0
     for number, path in enumerate(paths):
-        frames = predictor.read(path)
+        try:
+            frames = predictor.read(path)
+        except UserError as error:  # of this file alone
+            sys.stderr.write(f"error: {error}\n")
+            unreadable += 1
+            continue
         predictions = predictor(frames, arguments.top_k)
         print(path)
         for name, probability in predictions:
             print(f"  {100 * probability:6.2f} %  {name}")
         if arguments.draw:
             draw(frames, predictions, arguments.draw / f"{number:04d}_{path.stem}.png")
+    if unreadable:
+        sys.exit(2)
 
 
 if __name__ == "__main__":

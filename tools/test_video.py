@@ -57,9 +57,8 @@ def main() -> None:
         make_folder(work_dir)
         open_results(table)
     start = time.perf_counter()
-    labels = [video.label for video in videos.videos]
     model = candidate.model.to(accelerator.device)
-    evaluation = evaluate_views(model, loader, accelerator, labels, len(classes))
+    evaluation = evaluate_views(model, loader, accelerator, len(classes))
     if evaluation.images == 0:
         raise UserError(f"no video was evaluated: {(evaluation.unreadable or ['the data set is empty'])[0]}")
     if not accelerator.is_main_process:

@@ -21,5 +21,5 @@ model = dict(
     drop_path_rate=0.8,
 )
 data = dict(batch_size=16, video=dict(num_frames=32))
-optimizer = dict(lr=1e-4, weight_decay=0.05, layer_decay=0.75)  # 2e-4 * 8 * 8 * 2 / 256
+optimizer = dict(lr=1e-4, weight_decay=0.05, layer_decay=0.8)  # 2e-4 * 8 * 8 * 2 / 256
 schedule = dict(num_epochs=50, warmup_epochs=5, warmup_lr=5e-7, min_lr=5e-7)

@@ -21,5 +21,5 @@ model = dict(
     drop_path_rate=0.8,
 )
 data = dict(batch_size=8, video=dict(num_frames=64))
-optimizer = dict(lr=5e-5, weight_decay=0.05, layer_decay=0.75)  # 2e-4 * 8 * 4 * 2 / 256
+optimizer = dict(lr=5e-5, weight_decay=0.05, layer_decay=0.8)  # 2e-4 * 8 * 4 * 2 / 256
 schedule = dict(num_epochs=30, warmup_epochs=5, warmup_lr=2.5e-7, min_lr=2.5e-7)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import vim  # noqa: F401  registers the models
+from tests.tiny import write_image
 from vim.data import (
     IGNORED,
     Share,
@@ -24,7 +25,7 @@ from vim.data import (
     video_train_transform,
 )
 from vim.data.sampling import SAMPLINGS, View, dense, something, sparse, windows
-from vim.data.video import _decoding_process, read_annotations
+from vim.data.video import Video, Videos, _decoding_process, find_videos, read_annotations
 from vim.errors import UserError
 
 COUNT = 40  # frames of a test video; each is of one grey, 6 times its number
@@ -366,7 +367,7 @@ def test_a_folder_a_class(tmp_path):
 def test_the_names_of_classes(root):
     names = part(data_of(root, classes="kinetics400"), "val", "L").classes
     assert (len(names), names[0], names[-1]) == (400, "abseiling", "zumba")
-    (root / "one.txt").write_text("only\n")
+    (root / "one.txt").write_text("only\n\n")
     with pytest.raises(UserError, match="has label 1 in .*val.csv: expected 0 to 0"):
         part(data_of(root, classes="one.txt"), "val", "L")
     with pytest.raises(UserError, match="cannot read the classes .*none.txt"):
@@ -387,6 +388,21 @@ def test_the_names_of_classes(root):
 def test_mistakes_in_options(video, expected, root):
     with pytest.raises(UserError, match=expected):
         part(data_of(root, **video), "val", "L")
+
+
+@pytest.mark.parametrize("template", ["{foo}.jpg", "img_%05d.jpg", "{:05}{}.jpg"])
+def test_a_frame_template_without_a_number(template):
+    with pytest.raises(UserError, match=told("frame_template must hold a number's place, such as img_{:05}.jpg")):
+        Videos([Video("v", 0, frames=3)], "RGB", is_training=False, frame_template=template)
+
+
+def test_a_picture_among_videos(root, tmp_path):
+    video = tmp_path / "a.mp4"
+    video.write_bytes((root / "a/0.mp4").read_bytes())
+    write_image(tmp_path / "poster.jpg")
+    write_image(tmp_path / "frames/1.jpg")
+    assert find_videos([tmp_path]) == [video]
+    assert find_videos([tmp_path / "frames"]) == [tmp_path / "frames"]
 
 
 def test_missing_parts(tmp_path):

@@ -10,7 +10,7 @@ from tests.engine.test_trainer import assert_same, load
 from tests.tiny import ROOT, write_image
 from tests.tools.test_tools import start
 from vim.data import Share, part
-from vim.engine.config import load_config
+from vim.engine.config import load_config, write_config
 from vim.engine.evaluate import Views, evaluate_views
 from vim.engine.predict import Predictor
 from vim.engine.trainer import Trainer, build_loader
@@ -81,7 +81,7 @@ def test_probabilities_are_averaged_over_views(clips, crops, config, tmp_path):
     trainer = Trainer(config, tmp_path)
     videos, loader = views_of(config, trainer, clips, crops)
     model = Sum()
-    evaluation = evaluate_views(model, loader, Accelerator(), [video.label for video in videos.videos], 2)
+    evaluation = evaluate_views(model, loader, Accelerator(), 2)
     transform = loader.dataset.transform
     means = [
         torch.stack([model(transform(videos[i][0])[None])[0].softmax(0) for i in range(first, first + clips * crops)])
@@ -107,8 +107,23 @@ def test_processes_share_the_views_and_see_each_once(config, tmp_path):
 def test_a_label_that_is_no_class(config, tmp_path):
     trainer = Trainer(config, tmp_path)
     _, loader = views_of(config, trainer, 1, 1)
-    with pytest.raises(UserError, match="a video is labelled 2: expected 0 to 1, the classes"):
-        evaluate_views(Sum(), loader, Accelerator(), [0, 2, 1], 2)
+    with pytest.raises(UserError, match="a video is labelled 1: expected 0 to 0, the classes"):
+        evaluate_views(Sum(), loader, Accelerator(), 1)
+
+
+def test_a_video_that_several_lines_name_is_one(config, root, tmp_path):
+    """Lines may repeat, and be windows of one video: its views are averaged together."""
+    trainer = Trainer(config, tmp_path)
+    once = evaluate_views(Sum(), views_of(config, trainer, 2, 1)[1], Accelerator(), 2)
+    text = (root / "val.csv").read_text()
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    (twice / "val.csv").write_text(text + text)
+    (twice / "train.csv").write_text(text)
+    config.data.root, config.data.video["prefix"] = str(twice), str(root)
+    again = evaluate_views(Sum(), views_of(config, trainer, 2, 1)[1], Accelerator(), 2)
+    assert again.images == once.images
+    assert again.loss == pytest.approx(once.loss)
 
 
 def test_tools(config, root, tmp_path):
@@ -123,6 +138,49 @@ def test_tools(config, root, tmp_path):
     done = start("tools/predict.py", best, root / "val/0", root / "val/1", "--draw", tmp_path / "pictures")
     assert "left" in done.stdout
     assert len(list((tmp_path / "pictures").iterdir())) == 2
+
+
+def test_published_weights_and_a_config_without_a_transform(config, root, tmp_path):
+    trainer = Trainer(config, tmp_path / "run")
+    del config.data["eval_transform"]
+    write_config(config, tmp_path / "config.py")
+    torch.save({"model": trainer.bare_model.state_dict()}, tmp_path / "a.pth")
+    trainer.fit()
+    start("tools/test_video.py", tmp_path / "config.py", tmp_path / "run/best.pth", "--work-dir", tmp_path / "out")
+    assert "32" in (tmp_path / "out/results.csv").read_text()
+
+
+def test_a_broken_video_does_not_end_predictions(config, root, tmp_path):
+    Trainer(config, tmp_path / "run").fit()
+    words = [root / "val/2", root / "val/0"]
+    done = start("tools/predict.py", tmp_path / "run/best.pth", *words)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: cannot read {root / 'val/2'}")
+    assert "left" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"num_classes": 1},
+            "of train has label 1, and the model 1 classes: --cfg-options model.num_classes=2",
+        ),
+        ({"num_frames": 4}, "data.video.num_frames is 8, and model.num_frames 4: make them equal"),
+        ({"num_frames": None}, "the data are videos, and the model is for images"),
+    ],
+)
+def test_data_of_another_kind(options, message, config, tmp_path):
+    config.model.update(options)
+    with pytest.raises(UserError, match=message):
+        Trainer(config, tmp_path)
+
+
+def test_images_for_a_model_of_clips(config, tmp_path):
+    config.data.dataset = "digits"
+    config.model.num_classes = 10
+    with pytest.raises(UserError, match="the data are images, and the model is for clips of 8 frames"):
+        Trainer(config, tmp_path)
 
 
 def test_a_folder_of_frames_is_read(root, config, tmp_path):

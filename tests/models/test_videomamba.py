@@ -336,6 +336,30 @@ def test_what_is_no_stream_is_refused(options):
         next(build(**options).stream([torch.zeros(1, 3, 32, 48)]))
 
 
+def test_a_stream_is_no_training():
+    with pytest.raises(ValueError, match="call eval"):
+        next(build(directions="none").train().stream([torch.zeros(1, 3, 32, 48)]))
+
+
+def test_image_weights_are_evaluated_as_videos_are():
+    for frames in (8, 64):
+        cfg = timm.get_pretrained_cfg(f"videomamba_tiny_f{frames}.opengvlab_in1k")
+        assert (cfg.crop_pct, cfg.interpolation) == (1.0, "bilinear")
+    assert timm.get_pretrained_cfg("videomamba_tiny.opengvlab_in1k").crop_pct == 0.875
+
+
+def test_a_tubelet_has_frames():
+    with pytest.raises(ValueError, match="tubelet_size must be at least 1, got 0"):
+        build(tubelet_size=0)
+
+
+def test_an_image_size_that_does_not_fit_changes_nothing():
+    model = build()
+    with pytest.raises(ValueError, match="at least the patch size"):
+        model.set_input_size(3, num_frames=8)
+    assert model(clip(4)).shape[0] == 2
+
+
 def test_a_stream_ends_with_the_times_of_the_model():
     model = build(directions="none")
     with pytest.raises(ValueError, match="longer than num_frames=4: build the model with more, or set_input_size"):
@@ -514,7 +538,7 @@ def test_every_published_file_has_a_tag(size, tmp_path, monkeypatch):
             assert architecture == f"videomamba_{size}" + (f"_f{frames}" if frames else "")
             assert model.patch_embed.num_frames == frames
         data = timm.data.resolve_model_data_config(model)
-        assert data["crop_pct"] == (0.875 if "in1k" in tag else 1.0)
+        assert data["crop_pct"] == (1.0 if "_f" in architecture else 0.875)
     files = {timm.get_pretrained_cfg(name).hf_hub_filename for name in tags}
     assert files == {f"videomamba_{file}.pth" for file in PUBLISHED if parts(file)[0] == size}
 

@@ -32,7 +32,7 @@ def ensure(folder: Path) -> None:
 
     It appears whole; of several processes that do this at a time, the first wins.
     """
-    if folder.exists():
+    if folder.is_dir() and any(folder.iterdir()):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))

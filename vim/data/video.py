@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,6 +192,12 @@ class Videos(Dataset[Any]):
         for name, number in (("num_frames", num_frames), ("num_clips", num_clips), ("num_crops", num_crops)):
             if not isinstance(number, int) or number < 1:
                 raise UserError(f"data.video.{name} must be a whole number from 1, got {number!r}")
+        if decoder == "torchcodec" and find_spec("torchcodec") is None:
+            raise UserError("data.video.decoder='torchcodec' needs it: pip install torchcodec, or take 'auto'")
+        if frame_template is not None and not _numbers(frame_template):
+            raise UserError(
+                f"data.video.frame_template must hold a number's place, such as img_{{:05}}.jpg, got {frame_template!r}"
+            )
         if not isinstance(time_limit, int | float) or not 0 < time_limit < 1e6:
             raise UserError(f"data.video.time_limit must be a number of seconds above 0, got {time_limit!r}")
         self.videos, self.mode, self.classes = videos, mode, classes
@@ -229,6 +236,13 @@ class Videos(Dataset[Any]):
         if video.frames is not None or os.path.isdir(video.path):
             return read_frames(Path(video.path), choose, self.mode, self.frame_template, video.frames)
         return read_video(video.path, choose, self.mode, decoder=self.decoder, time_limit=self.time_limit)
+
+
+def _numbers(template: str) -> bool:
+    try:
+        return template.format(1) != template.format(2)
+    except (KeyError, IndexError, ValueError):
+        return False
 
 
 def _square(frame: Image.Image, number: int, of: int) -> Image.Image:
@@ -304,7 +318,7 @@ def _parse(line: str, separator: str | None, third: str | None) -> list[Video]:
 
 
 def find_videos(paths: list[Path]) -> list[Path]:
-    """The video files among the paths and below the folders among them; a folder of images is a video by itself.
+    """The video files among the paths and below the folders among them; a folder of images alone is a video by itself.
 
     Raises:
         UserError: a path does not exist, or a folder holds neither videos nor images.
@@ -313,10 +327,12 @@ def find_videos(paths: list[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"no such file or folder: {path} (give video files, or folders of them)")
-        if path.is_file() or any(file.suffix.lower() in IMG_EXTENSIONS for file in path.iterdir()):
+        if path.is_file():
             found.append(path)
             continue
         videos = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in VIDEO_EXTENSIONS]
+        if not videos and any(file.suffix.lower() in IMG_EXTENSIONS for file in path.iterdir()):
+            videos = [path]
         if not videos:
             raise UserError(f"no video in {path}: expected files ending in {', '.join(VIDEO_EXTENSIONS)}")
         found += videos
@@ -355,7 +371,7 @@ def read_classes(root: Path, name: str | None) -> list[str] | None:
     if name is None and not path.exists():
         return None
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the classes {path} ({error}): give a text file of names, one a line") from None
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from vim.data import IGNORED, class_names, find_images, input_options, part, read_image
 from vim.data.images import image_folder
+from vim.data.video import Videos
 from vim.engine.files import make_folder, write_csv
 from vim.engine.log import plot_confusion
 from vim.engine.objectives import weights_of_model
@@ -114,10 +115,20 @@ def evaluate(
 
 
 class Views(Dataset[Any]):
-    """The views of videos that a data set gives one after the other; the label of each is its place in that order."""
+    """The views of videos that a data set gives; the label of each is its place among them.
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    Attributes:
+        videos: for each view which video it is of: those of one path are of one, whatever lines name it.
+        labels: of the videos.
+    """
+
+    def __init__(self, dataset: Videos) -> None:
+        self.dataset, self.num_frames = dataset, dataset.num_frames
+        number_of: dict[str, int] = {}
+        paths = [dataset.video_of(index) for index in range(len(dataset))]
+        self.videos = torch.tensor([number_of.setdefault(path, len(number_of)) for path in paths])
+        label_of = {video.path: video.label for video in dataset.videos}
+        self.labels = torch.tensor([label_of[path] for path in number_of])
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -127,28 +138,26 @@ class Views(Dataset[Any]):
 
 
 @torch.inference_mode()
-def evaluate_views(
-    model: nn.Module, loader: Any, accelerator: Accelerator, labels: Sequence[int], classes: int
-) -> Evaluation:
+def evaluate_views(model: nn.Module, loader: Any, accelerator: Accelerator, classes: int) -> Evaluation:
     """The accuracy on videos of the probabilities' mean over their views, as VideoMamba's is evaluated.
 
     Each process sees a part of the views, each view once.
 
     Args:
-        loader: of :class:`Views`, as many for each video.
-        labels: of the videos, in their order.
+        loader: of :class:`Views`.
         classes: how many there are.
 
     Raises:
         UserError: a label that is none of the classes.
     """
-    if max(labels) >= classes:
-        raise UserError(f"a video is labelled {max(labels)}: expected 0 to {classes - 1}, the classes")
+    views: Views = loader.dataset.dataset
+    labels = views.labels
+    if labels.max() >= classes:
+        raise UserError(f"a video is labelled {labels.max()}: expected 0 to {classes - 1}, the classes")
     model.eval()
     total = torch.zeros(len(labels), classes, dtype=torch.float64, device=accelerator.device)
     count = torch.zeros(len(labels), dtype=torch.int64, device=accelerator.device)
     unreadable: dict[str, None] = {}
-    views = len(loader.dataset.dataset) // len(labels)
     for clips, places, lines in loader:
         unreadable |= dict.fromkeys(lines)
         seen = places != IGNORED
@@ -156,12 +165,12 @@ def evaluate_views(
             continue
         with accelerator.autocast():
             logits = model(clips[seen].to(accelerator.device, non_blocking=True))
-        videos = places[seen].to(accelerator.device) // views
+        videos = views.videos[places[seen]].to(accelerator.device)
         total.index_add_(0, videos, logits.double().softmax(1))
         count.index_add_(0, videos, torch.ones_like(videos))
     total, count = accelerator.reduce(total).cpu(), accelerator.reduce(count).cpu()
     known = count > 0
-    probabilities, actual = total[known] / count[known].unsqueeze(1), torch.tensor(labels)[known]
+    probabilities, actual = total[known] / count[known].unsqueeze(1), labels[known]
     top5 = probabilities.topk(min(5, classes)).indices
     confusion = torch.bincount(actual * classes + probabilities.argmax(1), minlength=classes**2).view(classes, classes)
     share = 1 / max(len(actual), 1)
@@ -446,7 +455,7 @@ COLUMNS = [field.name for field in fields(Result)]
 
 def image_size(model: Any, data: Mapping[str, Any]) -> str:
     """What images are brought to: "224", or "224x192", height first."""
-    height, width = {**input_options(model), **data["eval_transform"]}["input_size"][-2:]
+    height, width = {**input_options(model), **data.get("eval_transform", {})}["input_size"][-2:]
     return str(height) if height == width else f"{height}x{width}"
 
 

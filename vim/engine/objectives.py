@@ -91,11 +91,13 @@ class MaskingTeacher(nn.Module):
         ratio: of the patches of a frame that are masked.
 
     Raises:
-        ValueError: the model is no such transformer.
+        ValueError: the model is no such transformer, or the ratio is not a number from 0 to below 1.
     """
 
     def __init__(self, model: Any, ratio: float) -> None:
         super().__init__()
+        if not isinstance(ratio, int | float) or not 0 <= ratio < 1:
+            raise ValueError(f"masking.ratio must be a number from 0 to below 1, got {ratio!r}")
         attention = getattr(model.blocks[-1], "attn", None) if hasattr(model, "blocks") else None
         if not hasattr(attention, "qkv") or getattr(model, "num_prefix_tokens", 0) < 1:
             raise ValueError(f"the teacher must be a vision transformer with a class token, got {type(model).__name__}")

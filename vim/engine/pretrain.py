@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from vim.data import IGNORED, seed_all
+from vim.data import IGNORED, Splits, seed_all
 from vim.engine.evaluate import Evaluation
 from vim.engine.objectives import Masked, MaskingTeacher, distance
 from vim.engine.trainer import Trainer
@@ -20,9 +20,14 @@ class Pretrainer(Trainer):
     The log's loss is that of the held-out clips; there are no accuracies, and the last checkpoint counts as the best.
     """
 
-    def _classes(self, names: list[str] | None, model: Any) -> list[str]:
+    def _classes(self, splits: Splits, model: Any) -> list[str]:
         if model.num_classes or not hasattr(model, "forward_visible"):
             raise UserError("masked pre-training is for VideoMamba without a head: --cfg-options model.num_classes=0")
+        if model.scan_order != "spatial_first" or model.directions == "none":
+            raise UserError(
+                "masked pre-training is for model.scan_order='spatial_first' and model.directions 'v1' or 'v2', "
+                f"got {model.scan_order!r} and {model.directions!r}"
+            )
         if self.config.get("mixup"):
             raise UserError("masked pre-training takes no mixup: take that section out of the config")
         return []

@@ -36,6 +36,7 @@ from vim.checkpoints import check_fit
 from vim.data import (
     Batch,
     Share,
+    Splits,
     build_datasets,
     create_loader,
     eval_transform,
@@ -89,6 +90,8 @@ def _build_optimizer(model: Any, *, published_decay: bool = False, **options: An
     """timm's, over timm's groups of parameters or VideoMamba's."""
     if isinstance(model, Student) and options.get("layer_decay"):
         raise ValueError("layer_decay and a teacher do not go together")
+    if published_decay and not options.get("layer_decay"):
+        raise ValueError("published_decay is a way of layer_decay: set that too, to a number such as 0.75")
     if published_decay:
         decay = {"layer_decay": options.pop("layer_decay"), "weight_decay": options["weight_decay"]}
         options["param_group_fn"] = partial(published_layer_decay, **decay)
@@ -110,6 +113,7 @@ def build_loader(
     frames = num_frames(model)
     makers: Any = (video_train_transform, video_eval_transform) if frames else (train_transform, eval_transform)
     make = makers[0] if is_training else makers[1]
+    _check_frames(getattr(dataset, "num_frames", None), frames, dynamic=getattr(model, "dynamic_img_size", False))
     with reading(f"data.{section}"):
         transform = make(model, data.get(section, {}))
         image = Image.new(image_mode(model), (40, 30))
@@ -127,6 +131,15 @@ def build_loader(
         repeats=(data.get("repeats") or 1) if is_training else 1,
         samples=(data.get("samples") or 1) if is_training else 1,
     )
+
+
+def _check_frames(data: int | None, model: int | None, *, dynamic: bool) -> None:
+    if data and not model:
+        raise UserError(f"the data are videos, and the model is for images: --cfg-options model.num_frames={data}")
+    if model and not data:
+        raise UserError(f"the data are images, and the model is for clips of {model} frames: take one for images")
+    if data != model and not dynamic:
+        raise UserError(f"data.video.num_frames is {data}, and model.num_frames {model}: make them equal")
 
 
 @dataclass
@@ -167,7 +180,7 @@ class Trainer:
             raise UserError("train.amp=fp16 is for GPUs: take bf16 or no")
         model: Any = build_model({**config.model, **({"pretrained": False} if resume else {})})
         splits = build_datasets(config.data, image_mode(model))
-        self.classes = self._classes(splits.classes, model)
+        self.classes = self._classes(splits, model)
         with reading("teacher"):
             student = self._with_teacher(model)
         with reading("optimizer"):
@@ -211,8 +224,16 @@ class Trainer:
         self.scheduler.step(epoch)
         self.scheduler.step_update(epoch * self.updates + update)
 
-    def _classes(self, names: list[str] | None, model: Any) -> list[str]:
+    def _classes(self, splits: Splits, model: Any) -> list[str]:
         """The names of the data's classes; numbers where it has none."""
+        for part, dataset in (("train", splits.train), ("val", splits.held_out)):
+            most = max((video.label for video in getattr(dataset, "videos", [])), default=0)
+            if most >= model.num_classes:
+                raise UserError(
+                    f"a video of {part} has label {most}, and the model {model.num_classes} classes: "
+                    f"--cfg-options model.num_classes={most + 1}"
+                )
+        names = splits.classes
         classes = names or [str(i) for i in range(model.num_classes)]
         if model.num_classes != len(classes):
             raise UserError(

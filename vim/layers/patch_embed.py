@@ -45,6 +45,8 @@ class PatchEmbed(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if tubelet_size < 1:
+            raise ValueError(f"tubelet_size must be at least 1, got {tubelet_size}")
         self.patch_size: tuple[int, int] = to_2tuple(patch_size)
         self.stride: tuple[int, int] = to_2tuple(patch_size if stride is None else stride)
         self.tubelet_size, self.dynamic_img_size = tubelet_size, dynamic_img_size
