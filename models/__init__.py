@@ -4,7 +4,8 @@ if __name__ != "vim.models":  # under another name every model would be register
     raise ImportError(f"import vim.models, not {__name__}: the folder is installed as vim.models")
 
 from .mambamixer import ViM2
+from .tsm2 import TSM2
 from .videomamba import VideoMamba
 from .vim import Vim
 
-__all__ = ["ViM2", "VideoMamba", "Vim"]
+__all__ = ["TSM2", "ViM2", "VideoMamba", "Vim"]

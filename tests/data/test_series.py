@@ -64,10 +64,13 @@ def test_a_table(tmp_path):
         (["date", *HOURS], "has no column beside date"),
         (["date,a", *rows(1, 2)], "has 2 rows: expected three at least"),
         (["date,a", *rows("1,2,3,4", 2, "3,4,5")], "cannot read .* as a CSV file"),
-        (["date,a,b", *rows("1,2", "2,x", "3,4")], "row 2, column b: a finite number expected, got 'x'"),
+        (["date,a,b", *rows("1,2", "2,x", "3,4")], "row 2, column b: a finite number expected, got x"),
         (["date,a,b", *rows("1,2", "2,4", "inf,4")], "row 3, column a: a finite number expected, got inf"),
-        (["date,a", *rows(1, 2), "whenever,3"], "row 3: a date as in the rows before expected, got 'whenever'"),
-        (["date,a", *rows(1, 2), ",3"], "row 3: a date as in the rows before expected, got nan"),
+        (["date,a", *rows(1, 2), "whenever,3"], "row 3: a date written as that of row 1 expected, got whenever"),
+        (["date,a", "1,1", "2,2", "3,3"], "dates such as 2020-01-31 23:00 expected, got 1"),
+        (["date,a", ",1", ",2", ",3"], "row 1: a date|dates such as"),
+        (["date,a", "13/01/2020,1", "14/01/2020,1", "01/15/2020,1"], "row 3: a date written as"),
+        (["date,a", *rows(1, 2), ",3"], "row 3: a date written as that of row 1 expected, got nan"),
         (
             ["date,a", f"{HOURS[1]},1", f"{HOURS[0]},1", f"{HOURS[2]},1"],
             "row 2: its date 2020-01-01 00:00:00 comes before that of row 1: sort the rows",
@@ -91,7 +94,7 @@ def test_no_file(tmp_path):
     with pytest.raises(UserError, match="data.file must name the CSV file"):
         load_series("csv", "")
     with pytest.raises(
-        UserError, match="data.dataset must be 'csv' or one of 'vic_elec', 'seattle_temps', got 'etth1'"
+        UserError, match="data.dataset must be 'csv' or one of 'vic_elec', 'seattle_temps', 'lorenz', got"
     ):
         load_series("etth1")
     (tmp_path / "empty.csv").touch()
@@ -114,6 +117,21 @@ def test_built_in(name, package, count, first):
     assert series.step == np.timedelta64(1, "h")
 
 
+def test_lorenz_is_a_solution():
+    from scipy.integrate import solve_ivp
+
+    def velocity(_, state):
+        x, y, z = state
+        return [10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z]
+
+    series = load_series("lorenz")
+    assert series.values.shape == (6000, 3)
+    for start in (0, 3000):
+        times = 0.05 * np.arange(20)
+        path = solve_ivp(velocity, (0, 1), series.values[start], "DOP853", times, rtol=1e-10, atol=1e-10).y.T
+        np.testing.assert_allclose(series.values[start : start + 20], path, atol=1e-3)
+
+
 def test_what_is_not_installed(monkeypatch):
     def missing(package):
         raise ModuleNotFoundError(package)
@@ -125,6 +143,13 @@ def test_what_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UserError, match=r"takes pandas: pip install 'vim-zoo\[series\]'"):
         load_series("vic_elec")
+
+
+@pytest.mark.parametrize("text", ["2020/1/{} 0:00", "2020-01-0{}T00:00:00Z", "0{}.01.2020 00:00", "202001{:02}"])
+def test_other_ways_to_write_a_date(tmp_path, text):
+    """The first is that of Exchange; the third is read as January the first, then February."""
+    series = read_series(write(tmp_path / "a.csv", "date,a", *(f"{text.format(i)},{i}" for i in (1, 2, 3))))
+    assert series.dates[0] == np.datetime64("2020-01-01")
 
 
 # Splits
@@ -257,9 +282,7 @@ def test_windows_that_touch_a_long_gap_are_left_out(caplog):
 def test_gaps_that_leave_nothing():
     values = np.arange(100.0)
     values[2:70:5] = NAN
-    with pytest.raises(
-        UserError, match=r"gaps of more than 0 missing values leave no window of 4 \+ 2 rows in the train"
-    ):
+    with pytest.raises(UserError, match=r"more than 0 missing values leave the train part no window of 4 \+ 2 rows"):
         build_windows(make(values), lookback=4, horizon=2, max_gap=0)
     values[:70] = NAN
     with pytest.raises(UserError, match="column a has no value in the training part"):

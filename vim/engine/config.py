@@ -2,7 +2,7 @@
 
 import argparse
 import pprint
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,9 @@ KEYS = {
 }
 
 
+Rule = tuple[Callable[[Any], bool], str]  # whether a value fits, and what was expected
+
+
 def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
@@ -56,7 +59,7 @@ def _is_share(value: Any) -> bool:
 
 _COUNT = (lambda value: value is None or _is_whole(value, 1), "a whole number from 1")
 _SWITCH = (lambda value: value in (None, True, False), "True or False")
-VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+VALUES: dict[str, Rule] = {
     "data.batch_size": (lambda value: _is_whole(value, 1), "a whole number from 1"),
     "data.num_workers": (lambda value: _is_whole(value, 0), "a whole number from 0"),
     "schedule.num_epochs": (lambda value: _is_whole(value, 1), "a whole number from 1"),
@@ -117,8 +120,17 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_config(path: Path, options: dict[str, Any] | None = None) -> Config:
+def load_config(
+    path: Path,
+    options: dict[str, Any] | None = None,
+    *,
+    keys: Mapping[str, Sequence[str]] = KEYS,
+    values: Mapping[str, Rule] = VALUES,
+) -> Config:
     """Read a config file and merge the options into it.
+
+    Args:
+        keys, values: what sections may hold, where it is not images that are trained on.
 
     Raises:
         UserError: the file is missing, not valid Python, or lacks a section; or an option or a value fits nowhere.
@@ -140,7 +152,7 @@ def load_config(path: Path, options: dict[str, Any] | None = None) -> Config:
     missing = [section for section in SECTIONS if section not in config]
     if missing:
         raise UserError(f"the config {path} lacks {', '.join(missing)}: a config has {', '.join(SECTIONS)}")
-    _check(config, path)
+    _check(config, path, keys, values)
     return config
 
 
@@ -150,15 +162,15 @@ def write_config(config: Config, path: Path) -> None:
     path.write_text("".join(f"{name} = {pprint.pformat(value, width=110)}\n" for name, value in sections))
 
 
-def _check(config: Config, path: Path) -> None:
+def _check(config: Config, path: Path, allowed: Mapping[str, Sequence[str]], values: Mapping[str, Rule]) -> None:
     for section in (*SECTIONS, *OPTIONAL_SECTIONS):
         if not isinstance(config.get(section, {}), dict):
             raise UserError(f"{section} must be a dict in the config {path}, got {config[section]!r}")
-    for section, keys in KEYS.items():
+    for section, keys in allowed.items():
         for key in config[section]:
             if key not in keys:
                 raise UserError(f"{section} has no option {key} in the config {path}, only {', '.join(keys)}")
-    for name, (fits, expected) in VALUES.items():
+    for name, (fits, expected) in values.items():
         section, key = name.split(".")
         if not fits(config[section].get(key)):
             raise UserError(f"{name} must be {expected} in the config {path}, got {config[section].get(key)!r}")

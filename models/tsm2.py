@@ -1,0 +1,256 @@
+"""TSM2: MambaMixer for time series, along the time of each variate and along the variates.
+
+Paper: MambaMixer: Efficient Selective State Space Models with Dual Token and Channel Selection,
+https://arxiv.org/abs/2403.19888v1. Its authors have published neither code nor weights: docs/forecasting.md tells
+choice by choice what is the paper's and what is ours.
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from vim.layers import (
+    AVERAGING,
+    MambaMixerLayer,
+    ResidualMixer,
+    SelectFrom,
+    SelectiveChannelMixer,
+    SelectiveSequenceMixer,
+    residual_dtype,
+)
+
+VariateMixer = Literal["s6", "mlp", "none"]
+Norm = Literal["layer", "batch"]
+NOT_DECAYED = (*AVERAGING, "A_log", "D", "dt_bias", "conv_bias")
+
+
+class ReversibleNorm(nn.Module):
+    """Each variate of each window to mean 0 and standard deviation 1, and a forecast back (RevIN).
+
+    Source: https://openreview.net/forum?id=cGDAkQo1C0p.
+
+    Args:
+        affine: with a learned scale and shift of each variate in between.
+        eps: the least standard deviation, below which a variate counts as constant.
+    """
+
+    def __init__(self, num_variates: int, *, affine: bool = False, eps: float = 1e-5, **dd: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_variates, 1, **dd)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_variates, 1, **dd)) if affine else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map (b, m, t) to the same, normed, and its means and standard deviations, (b, m, 1)."""
+        mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True, unbiased=False).clamp(min=self.eps)
+        x = (x - mean) / std
+        if self.weight is not None and self.bias is not None:
+            x = x * self.weight + self.bias
+        return x, mean, std
+
+    def reverse(self, y: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Map what follows the normed (b, m, horizon) to the units of the input."""
+        if self.weight is not None and self.bias is not None:
+            y = (y - self.bias) / self.weight
+        return y * std + mean
+
+
+class Along(nn.Module):
+    """A mixer of sequences (b, l, d) along one axis of (b, m, n, d)."""
+
+    def __init__(self, mixer: nn.Module, axis: int) -> None:
+        super().__init__()
+        self.mixer, self.axis = mixer, axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.movedim(self.axis, 2)
+        y = self.mixer(x.flatten(0, 1))
+        return y.unflatten(0, x.shape[:2]).movedim(2, self.axis)
+
+
+class AcrossVariates(nn.Module):
+    """An MLP over the variates of (b, m, n, d), for each patch and feature: TSMixer's mixing of features."""
+
+    def __init__(self, num_variates: int, expand: int, **dd: Any) -> None:
+        super().__init__()
+        self.mlp = Mlp(num_variates, expand * num_variates, act_layer=nn.SiLU, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class FutureProjection(nn.Module):
+    """Known covariates of the steps to come to one more stretch of input: Linear(ChannelMixer(Z)).
+
+    The channel mixer is ViM2's, on the steps as an image of one row; its output, a number a step, goes through a linear
+    layer over the steps.
+    """
+
+    def __init__(self, dim: int, horizon: int, seq_len: int, d_state: int, **dd: Any) -> None:
+        super().__init__()
+        self.mixer = SelectiveChannelMixer(dim, 2 * dim, d_state=d_state, **dd)
+        self.to_one = nn.Linear(dim, 1, **dd)
+        self.proj = nn.Linear(horizon, seq_len, **dd)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map (b, m, horizon, c) to (b, m, seq_len)."""
+        y = z.flatten(0, 1).unsqueeze(1)  # (b m, one row, horizon, c)
+        y = self.to_one(y + self.mixer(y)).flatten(1)
+        return self.proj(y).unflatten(0, z.shape[:2])
+
+
+class TSM2(nn.Module):
+    """Forecast series: patches of each variate, a causal mixer along time, one both ways along variates, a linear map.
+
+    Args:
+        num_variates: m.
+        seq_len: steps seen, t.
+        horizon: steps forecast.
+        patch_size, patch_stride: steps of a patch, and from one to the next; the last value of a variate is repeated
+            for one more patch.
+        embed_dim, depth: features of a patch, d; layers.
+        d_state, expand: of the mixers.
+        variate_mixer: "s6"; "mlp", TSMixer's, with `averaging=False` the paper's ablation TSM2-MLP; or "none", each
+            variate for itself.
+        norm: before the linear map, over patches and features at once: "layer", or "batch", over the variates and
+            windows of a batch, as TSMixer.
+        affine: of the reversible norm; see :class:`ReversibleNorm`.
+        future_dim, static_dim: covariates of a step to come, and of a variate; 0 for none.
+        select_from, averaging: see :class:`vim.layers.SelectiveSequenceMixer`, :class:`vim.layers.MambaMixerLayer`.
+        drop_rate, drop_path_rate: dropout before the linear map; stochastic depth of each mixer.
+
+    Raises:
+        ValueError: `variate_mixer`, `norm` or `select_from` is none of these; the window is shorter than a patch; or a
+            size is below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_variates: int,
+        seq_len: int = 512,
+        horizon: int = 96,
+        patch_size: int = 16,
+        patch_stride: int = 8,
+        embed_dim: int = 32,
+        depth: int = 2,
+        d_state: int = 16,
+        expand: int = 2,
+        variate_mixer: VariateMixer = "s6",
+        norm: Norm = "layer",
+        affine: bool = False,
+        future_dim: int = 0,
+        static_dim: int = 0,
+        select_from: SelectFrom = "conv",
+        averaging: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if variate_mixer not in get_args(VariateMixer) or norm not in get_args(Norm):
+            raise ValueError(
+                f"variate_mixer must be one of {get_args(VariateMixer)}, norm one of {get_args(Norm)}, "
+                f"got {variate_mixer!r}, {norm!r}"
+            )
+        sizes = {"num_variates": num_variates, "horizon": horizon, "patch_size": patch_size, "depth": depth}
+        for name, size in {**sizes, "patch_stride": patch_stride, "embed_dim": embed_dim}.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if seq_len < patch_size:
+            raise ValueError(f"seq_len must be at least patch_size, {patch_size}, got {seq_len}")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_variates, self.seq_len, self.horizon = num_variates, seq_len, horizon
+        self.patch_size, self.patch_stride = patch_size, patch_stride
+        self.future_dim, self.static_dim = future_dim, static_dim
+        stretches = 1 + (future_dim > 0) + (static_dim > 0)
+        self.num_patches = (stretches * seq_len - patch_size) // patch_stride + 2
+
+        self.rev_norm = ReversibleNorm(num_variates, affine=affine, **dd)
+        self.future = FutureProjection(future_dim, horizon, seq_len, d_state, **dd) if future_dim else None
+        self.static = nn.Linear(static_dim, seq_len, **dd) if static_dim else None
+        self.patch_embed = nn.Linear(patch_size, embed_dim, **dd)
+        branches = (2 if variate_mixer != "none" else 1) * depth
+        s6: dict[str, Any] = {"expand": expand, "d_state": d_state, "select_from": select_from, "depth": branches, **dd}
+        residual: dict[str, Any] = {"drop_path": drop_path_rate, **dd}
+        layers = []
+        for l in range(1, depth + 1):
+            along_time = Along(SelectiveSequenceMixer(embed_dim, bidirectional=False, **s6), 2)
+            variates: nn.Module = nn.Identity()
+            if variate_mixer == "s6":
+                variates = Along(SelectiveSequenceMixer(embed_dim, bidirectional=True, **s6), 1)
+            elif variate_mixer == "mlp":
+                variates = AcrossVariates(num_variates, expand, **dd)
+            if variate_mixer != "none":
+                variates = ResidualMixer(embed_dim, variates, **residual)
+            patches = ResidualMixer(embed_dim, along_time, **residual)
+            layers.append(MambaMixerLayer(patches, variates, l, averaging=averaging, **dd))
+        self.layers = nn.ModuleList(layers)
+        width = self.num_patches * embed_dim
+        self.norm_f = nn.LayerNorm(width, **dd) if norm == "layer" else nn.BatchNorm1d(width, **dd)
+        if norm == "batch":  # a count of floating point: checkpoints are checked to hold nothing else
+            self.norm_f.num_batches_tracked = torch.zeros((), **dd)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(width, horizon, **dd)
+
+    def no_weight_decay(self) -> set[str]:
+        """The names of the parameters that weight decay must leave alone."""
+        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in NOT_DECAYED}
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map what the patches are cut from, (b, m, steps), to what the layers make of them, (b, m, n, d)."""
+        x = F.pad(x, (0, self.patch_stride), mode="replicate")
+        x = self.patch_embed(x.unfold(-1, self.patch_size, self.patch_stride))
+        x = x.to(residual_dtype(x))
+        tokens, channels = [x], [x]
+        for layer in self.layers:
+            y, x = layer(tokens, channels)
+            tokens, channels = tokens + [y], channels + [x]
+        return x
+
+    def forward(self, x: Tensor, future: Tensor | None = None, static: Tensor | None = None) -> Tensor:
+        """Forecast windows.
+
+        Args:
+            x: (b, t, m).
+            future: covariates of the steps to come, (b, m, horizon, future_dim), where the model takes some.
+            static: covariates of the variates, (m, static_dim), likewise.
+
+        Returns:
+            (b, horizon, m).
+
+        Raises:
+            ValueError: another shape than the model was built for, or a value that is not finite.
+        """
+        self._check(x, future, static)
+        x, mean, std = self.rev_norm(x.transpose(1, 2))
+        stretches = [x]
+        if self.future is not None:
+            stretches.append(self.future(future))
+        if self.static is not None and static is not None:
+            stretches.append(self.static(static).expand_as(x))
+        x = self.forward_features(torch.cat(stretches, dim=-1))
+        x = self.norm_f(x.flatten(2).flatten(0, 1).to(self.norm_f.weight.dtype))
+        y = self.head(self.head_drop(x)).unflatten(0, mean.shape[:2])
+        return self.rev_norm.reverse(y, mean, std).transpose(1, 2)
+
+    def _check(self, x: Tensor, future: Tensor | None, static: Tensor | None) -> None:
+        b, t, m, h = x.shape[0], self.seq_len, self.num_variates, self.horizon
+        if x.dim() != 3 or x.shape[1:] != (t, m):
+            raise ValueError(f"windows (b, {t} steps, {m} variates) expected, got {tuple(x.shape)}")
+        wanted = {
+            "future": (future, (b, m, h, self.future_dim), self.future_dim),
+            "static": (static, (m, self.static_dim), self.static_dim),
+        }
+        for name, (given, shape, dim) in wanted.items():
+            got = None if given is None else tuple(given.shape)
+            if got != (shape if dim else None):
+                raise ValueError(f"{name} covariates: expected {shape if dim else f'none ({name}_dim=0)'}, got {got}")
+            if given is not None and not torch.compiler.is_compiling() and not given.isfinite().all():
+                raise ValueError(f"{name} covariates: finite values expected, some are not")
+        if not torch.compiler.is_compiling() and not x.isfinite().all():
+            raise ValueError("finite values expected, some are NaN or infinite: fill them, or leave the window out")

@@ -1,0 +1,416 @@
+import ast
+import csv
+import importlib.util
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import ROOT
+from vim.data.series import BUILT_IN, Series, build_windows
+from vim.engine import forecast as module
+from vim.engine.forecast import (
+    ForecastTrainer,
+    LinearMap,
+    compare,
+    forecast_next,
+    forecast_with,
+    load_forecast_config,
+    load_forecaster,
+    read_forecaster,
+    repeat,
+    score,
+    simple_forecasts,
+)
+from vim.errors import UserError, run
+
+pytest.importorskip("pandas")
+CONFIGS = {path.stem: path for path in sorted((ROOT / "configs/tsm2").glob("*.py"))}
+BASE = CONFIGS["tsm2_vic-elec_24"]
+PUBLISHED = {  # the paper's table, 96, 192, 336 and 720 steps ahead
+    "etth1": (0.375, 0.398, 0.419, 0.422),
+    "etth2": (0.253, 0.334, 0.347, 0.401),
+    "ettm1": (0.322, 0.349, 0.366, 0.407),
+    "ettm2": (0.173, 0.230, 0.279, 0.388),
+    "electricity": (0.142, 0.153, 0.175, 0.209),
+    "exchange": (0.163, 0.229, 0.383, 0.999),
+    "traffic": (0.396, 0.408, 0.427, 0.449),
+    "weather": (0.161, 0.208, 0.252, 0.337),
+}
+SMALL = {
+    "data.lookback": 48,
+    "data.horizon": 4,
+    "data.batch_size": 64,
+    "model.embed_dim": 8,
+    "model.depth": 1,
+    "model.d_state": 2,
+    "schedule.num_epochs": 2,
+    "schedule.warmup_epochs": 0,
+}
+
+
+def make(n=400, m=2, seed=0):
+    """Hours with a daily swing."""
+    noise = np.random.default_rng(seed).normal(0, 0.1, (n, m))
+    values = 10 * np.arange(1, m + 1) + np.sin(2 * np.pi * np.arange(n) / 24)[:, None] + noise
+    dates = np.datetime64("2020-01-01", "ns") + np.arange(n) * np.timedelta64(1, "h")
+    return Series(dates, values, [f"c{i}" for i in range(m)], "it")
+
+
+@pytest.fixture(autouse=True)
+def made(monkeypatch):
+    """The demand of Victoria is one made here."""
+    monkeypatch.setitem(BUILT_IN, "vic_elec", make)
+
+
+def write(path, series, missing=()):
+    lines = [",".join(["date", *series.columns])]
+    for i, (date, row) in enumerate(zip(series.dates, series.values, strict=True)):
+        lines.append(",".join([str(date)[:19], *("" if i in missing else str(value) for value in row)]))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def trainer(folder, resume=False, **options):
+    options = {key.replace("__", "."): value for key, value in options.items()}
+    return ForecastTrainer(load_forecast_config(BASE, {**SMALL, **options}), folder, resume=resume)
+
+
+# Configs
+
+
+def test_every_benchmark_has_its_configs():
+    benchmarks = {f"tsm2_{name}_{h}" for name in PUBLISHED for h in (96, 192, 336, 720)}
+    assert set(CONFIGS) == benchmarks | {BASE.stem, "tsm2_lorenz_24"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_trains(name, tmp_path, monkeypatch):
+    """One update, on windows of its own shape."""
+    config = load_forecast_config(CONFIGS[name], {"data.batch_size": 2})
+    dataset, h = name.split("_")[1:]
+    assert (config.data.horizon, config.train.patience) == (int(h), 5)
+    assert config.data.split == (dataset[:4] if dataset.startswith("ett") else "ratio")
+    config.data.split = "ratio"
+    monkeypatch.setattr(module, "load_series", lambda *args: make(10 * (512 + int(h))))
+    one = ForecastTrainer(config, tmp_path)
+    before = {key: value.clone() for key, value in one.model.state_dict().items()}
+    one.model.train()
+    one.optimizer.param_groups[0]["lr"] = one.optimizer.param_groups[1]["lr"] = 1e-3
+    loss = one._step(one.windows["train"].batch(torch.tensor([0, 5])))
+    assert 0 < loss < 10
+    assert [key for key, value in one.model.state_dict().items() if torch.equal(value, before[key])] == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_docstring_of_a_config(name):
+    text = " ".join(ast.get_docstring(ast.parse(CONFIGS[name].read_text())).split())
+    assert "Paper: https://arxiv.org/abs/2403.19888" in text
+    assert f"Command: python tools/forecast.py train {CONFIGS[name].relative_to(ROOT)}" in text
+    dataset, h = name.split("_")[1:]
+    if dataset in PUBLISHED:
+        mse = PUBLISHED[dataset][(96, 192, 336, 720).index(int(h))]
+        assert f"MSE: {mse:.3f} published, not measured here." in text
+        assert load_forecast_config(CONFIGS[name]).data.lookback == 512
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data.horizon": 0}, "data.horizon must be a whole number from 1"),
+        ({"data.num_workers": 1}, "data has no option num_workers"),
+        ({"data.calendar": "yes"}, "data.calendar must be True or False"),
+        ({"train.amp": "bf16"}, "train has no option amp in the config .*, only seed, clip_grad, patience"),
+        ({"data.split": "half"}, "data.split must be one of 'etth', 'ettm', 'ratio' in the config"),
+        ({"mixup.prob": 1}, "has mixup, which is for images"),
+    ],
+)
+def test_a_config_that_does_not_fit(options, message):
+    with pytest.raises(UserError, match=message):
+        load_forecast_config(BASE, options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model__model_name": "vim_tiny"}, "model.model_name must be one of 'tsm2', got 'vim_tiny'"),
+        ({"model__horizon": 3}, "the config's model does not fit"),
+        ({"model__variate_mixer": "x"}, "the config's model does not fit: variate_mixer must be one of"),
+        ({"optimizer__opt": "none"}, "the config's optimizer does not fit"),
+        ({"data__horizon": 300}, "the train part has 280 rows"),
+        ({"data__dataset": "csv"}, "data.file must name the CSV file"),
+        ({"data__split": "etth"}, "it has 400 rows: data.split='etth' takes 14400"),
+    ],
+)
+def test_options_that_do_not_fit(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path, **options)
+
+
+# Errors and simple forecasts
+
+
+def test_errors_are_those_of_what_was_observed():
+    series = make(200)
+    series.values[150:152, 1] = np.nan
+    windows, _ = build_windows(series, lookback=24, horizon=4, max_gap=2)
+    test = windows["val"]
+
+    def zero(batch):
+        return torch.zeros_like(batch.y)
+
+    got = score(zero, test, 7)
+    batch = test.batch(torch.arange(len(test)))
+    kept = [batch.y[:, i][batch.observed[:, i]].double() for i in range(4)]
+    assert sum(map(len, kept)) == batch.y.numel() - 2 * 4
+    torch.testing.assert_close(got.squared, torch.stack([y.square().mean() for y in kept]))
+    torch.testing.assert_close(got.absolute, torch.stack([y.abs().mean() for y in kept]))
+    every = torch.cat(kept)
+    assert got.mse == pytest.approx(every.square().mean().item())
+    assert got.mae == pytest.approx(every.abs().mean().item())
+
+
+def test_repeating():
+    windows, _ = build_windows(make(200), lookback=24, horizon=7)
+    batch = windows["test"].batch(torch.tensor([0, 3]))
+    assert torch.equal(repeat(batch, 1), batch.x[:, -1:].expand(-1, 7, -1))
+    assert torch.equal(repeat(batch, 3), batch.x[:, [21, 22, 23, 21, 22, 23, 21]])
+
+
+@pytest.mark.parametrize(
+    ("minutes", "lookback", "names"),
+    [
+        (60, 336, ["last day", "last week"]),
+        (60, 100, ["last day"]),
+        (15, 512, ["last day"]),
+        (1440, 10, ["last week"]),
+        (7 * 1440, 10, []),
+        (1001, 100, []),
+    ],
+)
+def test_the_seasons_follow_from_the_step(minutes, lookback, names):
+    series = make(1000 + 9 * lookback)
+    series.dates = series.dates[0] + np.arange(len(series.dates)) * np.timedelta64(minutes, "m")
+    windows, _ = build_windows(series, lookback=lookback, horizon=2)
+    assert list(simple_forecasts(series, windows, 512)) == ["last value", *names, "linear"]
+
+
+def test_the_linear_map_is_ridge_regression():
+    from sklearn.linear_model import Ridge
+
+    windows, _ = build_windows(make(600), lookback=30, horizon=5)
+    linear = LinearMap(windows["train"], windows["val"], 64)
+    batch = windows["train"].batch(torch.arange(len(windows["train"])))
+    x, y = ((part - batch.x[:, -1:]).transpose(1, 2).flatten(0, 1).double().numpy() for part in (batch.x, batch.y))
+    ridge = Ridge(alpha=linear.ridge).fit(x, y)
+    np.testing.assert_allclose(linear.weight[:-1], ridge.coef_.T, atol=1e-4)
+    np.testing.assert_allclose(linear.weight[-1], ridge.intercept_, atol=1e-4)
+    test = windows["test"].batch(torch.arange(9))
+    last = test.x[:, -1:]
+    want = ridge.predict((test.x - last).transpose(1, 2).flatten(0, 1).numpy()).reshape(9, 2, 5).transpose(0, 2, 1)
+    np.testing.assert_allclose(linear(test), want + last.numpy(), atol=1e-4)
+
+
+def test_the_linear_map_finds_a_linear_series():
+    dates = make(300).dates
+    series = Series(dates, np.stack([np.sin(np.arange(300) / 3), np.cos(np.arange(300) / 5)], 1), ["a", "b"], "it")
+    windows, _ = build_windows(series, lookback=20, horizon=5)
+    assert score(LinearMap(windows["train"], windows["val"], 64), windows["test"], 64).mse < 1e-4
+
+
+# Training
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_it_learns_and_its_checkpoint_says_all(norm, tmp_path):
+    one = trainer(tmp_path / "a", schedule__num_epochs=6, optimizer__lr=0.01, model__norm=norm)
+    one.fit()
+    errors = [row["mse"] for row in one.rows]
+    assert errors[-1] < 0.5 * errors[0]
+    comparison = compare(one.model, "tsm2", one.series, one.windows, 64)
+    assert list(comparison.scores) == ["tsm2", "last value", "last day", "linear"]
+    assert comparison.scores["tsm2"].mse < comparison.scores["last value"].mse
+
+    model, meta, scaler = load_forecaster(tmp_path / "a/best.pth")
+    assert not model.training
+    assert meta["columns"] == ["c0", "c1"]
+    assert torch.equal(scaler.mean, one.scaler.mean)
+    batch = one.windows["test"].batch(torch.arange(3))
+    assert torch.equal(forecast_with(model, batch), forecast_with(one.model, batch))
+    again = compare(model, "tsm2", one.series, one.windows, 64)
+    assert again.scores["tsm2"].mse == comparison.scores["tsm2"].mse
+
+
+def test_the_best_is_kept_and_training_stops(tmp_path, monkeypatch):
+    errors = iter([3.0, 2.0, 2.5, 2.0, 4.0, 1.0])
+
+    def scored(forecast, windows, batch_size):
+        one = torch.ones(4).double()
+        return module.Score(next(errors) * one, one, one)
+
+    monkeypatch.setattr(module, "score", scored)
+    one = trainer(tmp_path, schedule__num_epochs=6, train__patience=3)
+    weights = []
+    train_epoch = one._train_epoch
+
+    def watched(epoch):
+        train_epoch(epoch)
+        weights.append({key: value.clone() for key, value in one.model.state_dict().items()})
+
+    one._train_epoch = watched
+    one.fit()
+    assert [row["mse"] for row in one.rows] == [3.0, 2.0, 2.5, 2.0, 4.0]
+    assert all(torch.equal(value, weights[1][key]) for key, value in one.model.state_dict().items())
+    with (tmp_path / "log.csv").open() as file:
+        assert [float(row["mse"]) for row in csv.DictReader(file)] == [3.0, 2.0, 2.5, 2.0, 4.0]
+
+
+def test_a_run_goes_on_exactly(tmp_path):
+    options = {"schedule__num_epochs": 3, "model__drop_rate": 0.5}
+    whole, cut = trainer(tmp_path / "whole", **options), trainer(tmp_path / "cut", **options)
+    whole.fit()
+    cut._train_epoch(0)
+    resumed = trainer(tmp_path / "cut", resume=True, **options)
+    assert len(resumed.rows) == 1
+    resumed.fit()
+    assert resumed.rows == whole.rows
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+    with pytest.raises(UserError, match="was trained with another data.horizon: resume with the same"):
+        trainer(tmp_path / "cut", resume=True, **options, data__horizon=3)
+    assert trainer(tmp_path / "new", resume=True, **options).rows == []
+
+
+def test_the_seed_is_all_that_decides(tmp_path):
+    rows = []
+    for i, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(i)
+        one = trainer(tmp_path / str(i), train__seed=seed, schedule__num_epochs=1)
+        one.fit()
+        rows.append(one.rows)
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_a_short_last_batch_is_left_out(tmp_path):
+    """As in the benchmarks; one window of one variate would have no statistics to norm by."""
+    one = trainer(tmp_path, model__norm="batch", data__batch_size=76, schedule__num_epochs=1)
+    assert (len(one.windows["train"]), one.updates) == (229, 3)
+    one.fit()
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+    with pytest.raises(UserError, match=r"the (loss|validation error) of .* is (nan|inf)"):
+        trainer(tmp_path, optimizer__lr=1e30, train__clip_grad=None).fit()
+
+
+def test_what_was_filled_in_is_not_learnt(tmp_path):
+    """Wherever a target was filled in, its error has no gradient."""
+    one = trainer(tmp_path)
+    one.model.eval()
+    batch = one.windows["train"].batch(torch.arange(4))
+    for group in one.optimizer.param_groups:
+        group["lr"] = 0.0
+    nothing = batch._replace(observed=torch.zeros_like(batch.observed))
+    assert one._step(nothing) == 0
+    some = batch.observed.clone()
+    some[:, 1:] = False
+    part = one._step(batch._replace(observed=some, y=torch.where(some, batch.y, 1e9)))
+    y = forecast_with(one.model, batch)
+    assert part == pytest.approx((y - batch.y)[:, 0].square().mean().item(), rel=1e-4)
+
+
+def test_the_next_steps(tmp_path):
+    one = trainer(tmp_path, schedule__num_epochs=8, optimizer__lr=0.01)
+    one.fit()
+    dates, values = forecast_next(one.model, one.series, one.scaler, 6)
+    assert dates[0] == one.series.dates[-1] + np.timedelta64(1, "h")
+    assert values.shape == (4, 2)
+    np.testing.assert_allclose(values, np.broadcast_to([10.5, 20.5], (4, 2)), atol=2)  # in the units of the series
+    scaled = forecast_next(one.model, Series(one.series.dates, one.series.values, [], ""), one.scaler, 6)[1]
+    np.testing.assert_array_equal(scaled, values)
+
+
+def test_a_checkpoint_of_something_else(tmp_path):
+    torch.save({"model": {}, "meta": {"model": {}, "classes": []}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="is not a checkpoint of tools/forecast.py"):
+        read_forecaster(tmp_path / "a.pth")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        read_forecaster(tmp_path / "b.pth")
+    meta = {"model": {"model_name": "tsm3"}, "data": {}, "columns": ["a"], "mean": 0, "std": 1}
+    torch.save({"model": {}, "meta": meta}, tmp_path / "c.pth")
+    with pytest.raises(UserError, match="model.model_name must be one of 'tsm2'|names a model that cannot be built"):
+        load_forecaster(tmp_path / "c.pth")
+
+
+# The tool
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the tool here: its exit status, output and errors."""
+    spec = importlib.util.spec_from_file_location("tools_forecast", ROOT / "tools/forecast.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["forecast.py", *map(str, words)])
+        try:
+            run(tool.main)
+        except SystemExit as stop:
+            return stop.code, *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return call
+
+
+def test_the_tool(call, tmp_path):
+    table = write(tmp_path / "table.csv", make(), missing=[100, 101])
+    work_dir = tmp_path / "a run"
+    options = [*(f"{key}={value}" for key, value in SMALL.items()), "data.dataset=csv", f"data.file={table}"]
+    status, output, errors = call("train", BASE, "--work-dir", work_dir, "--cfg-options", *options)
+    assert status == 0, errors
+    assert "4 missing values filled" in errors and "epoch 2: training loss" in errors
+    assert re.search(r"        tsm2: MSE \d\.\d{4}, MAE \d\.\d{4}\n$", output)
+    files = {path.name for path in work_dir.iterdir()}
+    tables = {"config.py", "log.csv", "train.log", "test.csv", "best.pth", "last.pth"}
+    assert files == tables | {"curves.png", "steps.png", "windows.png"}
+
+    again = call("evaluate", work_dir / "best.pth", "--work-dir", tmp_path / "again")
+    assert again[0] == 0
+    assert again[1].splitlines()[1:] == output.splitlines()[-5:]
+    assert (tmp_path / "again/test.csv").read_text() == (work_dir / "test.csv").read_text()
+
+    status, output, errors = call("predict", work_dir / "best.pth", tmp_path / "new/next.csv", "--file", table)
+    assert (status, errors) == (0, "")
+    lines = (tmp_path / "new/next.csv").read_text().splitlines()
+    assert lines[0] == "date,c0,c1"
+    assert [line.split(",")[0] for line in lines[1:]] == [f"2020-01-17 {hour}:00:00" for hour in (16, 17, 18, 19)]
+    assert (tmp_path / "new/next.png").exists()
+
+    status, _, errors = call("predict", work_dir / "best.pth", tmp_path / "b.csv", "--file", write_short(tmp_path))
+    assert (status, errors) == (2, f"error: {tmp_path / 'short.csv'} has 20 rows: the model sees 48\n")
+    other = write(tmp_path / "other.csv", make(m=1))
+    status, _, errors = call("evaluate", work_dir / "best.pth", "--file", other)
+    assert (status, errors) == (2, f"error: {other} has no column c1: the model was trained on c0, c1\n")
+
+
+def write_short(folder):
+    return write(folder / "short.csv", make(20))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "nothing.py"], "no such config: nothing.py"),
+        (["train", BASE, "--cfg-options", "data.dataset=csv", "data.file=nothing.csv"], "no such file: nothing.csv"),
+        (["train", CONFIGS["tsm2_etth1_96"]], "data.file must name the CSV file: --cfg-options data.file=PATH"),
+        (["evaluate", "nothing.pth"], "no such checkpoint: nothing.pth"),
+    ],
+)
+def test_mistakes(words, message, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, output, errors = call(*words)
+    assert (status, output) == (2, "")
+    assert errors == f"error: {message}\n"
