@@ -29,8 +29,8 @@ def advice(work_dir: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"a process that loads images died ({one_line(describe(error))}): lower data.num_workers if memory is short; "
-            f"{resume}"
+            f"a process that loads images died ({one_line(describe(error))}): lower data.num_workers if memory is "
+            f"short; {resume}"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
