@@ -4,7 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from vim.data import Digits
+from vim.data import Digits, num_frames
 from vim.engine.config import add_config_arguments, load_config, work_dir_of
 from vim.engine.pretrain import trainer_of
 from vim.engine.weights import find_last
@@ -47,7 +47,7 @@ def write_samples(folder: Path, count: int = 10) -> None:
         image.save(folder / f"{i}_is_{label}.png")
 
 
-def next_commands(arguments: argparse.Namespace, work_dir: Path, num_epochs: int, images: str) -> list[str]:
+def next_commands(arguments: argparse.Namespace, work_dir: Path, num_epochs: int, inputs: str) -> list[str]:
     """What can be done with the run: predict, test, train on, each a line for a shell."""
     config = [str(arguments.config)]
     if arguments.work_dir or arguments.cfg_options or arguments.amp:  # the run's own config has them all
@@ -57,8 +57,8 @@ def next_commands(arguments: argparse.Namespace, work_dir: Path, num_epochs: int
     return [
         shlex.join(["python", *words])
         for words in (
-            ["tools/predict.py", best, images],
-            ["tools/test.py", config[0], best, *config[1:]],
+            ["tools/predict.py", best, inputs],
+            ["tools/test_video.py" if inputs == "VIDEOS" else "tools/test.py", config[0], best, *config[1:]],
             ["tools/train.py", *config, *longer],
         )
     ]
@@ -81,13 +81,13 @@ def main() -> None:
         print(f"in {work_dir}: last.pth, which model.pretrained_cfg_overlay.file of another config can name")
         print(f"loss {evaluation.loss:.4f}")
         return
-    images = "IMAGES"
+    inputs = "VIDEOS" if num_frames(trainer.bare_model) else "IMAGES"
     if config.data.dataset == "digits":
         write_samples(work_dir / "samples")
-        images = str(work_dir / "samples")
+        inputs = str(work_dir / "samples")
     print(f"in {work_dir}: best.pth, last.pth, log.csv, train.log, curves.png, confusion.png")
     print("next:")
-    for command in next_commands(arguments, work_dir, trainer.num_epochs, images):
+    for command in next_commands(arguments, work_dir, trainer.num_epochs, inputs):
         print(f"  {command}")
     print(f"top-1 {100 * evaluation.top1:.2f} %")
 

@@ -3,7 +3,7 @@
 Paper: https://arxiv.org/abs/2403.06977 (the architecture; this size, recipe and data are ours).
 Command: python tools/train.py configs/videomamba/videomamba-test_digit-motion.py
 Hardware: two CPU cores.
-Accuracy: 100 % of the held-out clips, in six epochs (see docs/video.md).
+Accuracy: 99.6 % of the 500 held-out clips (100 % in another run), after three minutes.
 """
 
 _base_ = [

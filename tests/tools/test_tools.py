@@ -96,6 +96,8 @@ def test_the_next_commands_run(trained, call, monkeypatch):
 
 def test_the_next_commands_of_a_config_as_it_is():
     arguments = argparse.Namespace(config=DIGITS.relative_to(ROOT), work_dir=None, cfg_options={}, amp=None)
+    of_videos = TOOLS["train"].next_commands(arguments, Path("work_dirs/a"), 30, "VIDEOS")
+    assert of_videos[1].startswith("python tools/test_video.py ")
     lines = TOOLS["train"].next_commands(arguments, Path("work_dirs/a"), 30, "IMAGES")
     assert lines == [
         "python tools/predict.py work_dirs/a/best.pth IMAGES",
