@@ -1,4 +1,6 @@
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,20 @@ def test_imports_are_seen(tmp_path):
     path = tmp_path / "models" / "one.py"
     path.write_text("from vim import engine\nfrom . import vim\nfrom .vim import Vim\nimport torch.nn\n")
     assert list(imported(path)) == ["vim.engine", "vim.models.vim", "vim.models.vim.Vim", "torch.nn"]
+
+
+OPTIONAL = ("cv2", "datasets", "mlxtend", "onnx", "onnxruntime", "onnxscript", "pandas", "statsmodels", "webdataset")
+WITHOUT = f"""
+import pathlib, runpy, sys
+sys.modules.update(dict.fromkeys({OPTIONAL}))  # as if they were not there
+for tool in sorted(pathlib.Path("tools").glob("*.py")):
+    runpy.run_path(str(tool), run_name="imported")
+"""
+
+
+def test_every_tool_starts_without_optional_packages():
+    done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_tools_are_short():
