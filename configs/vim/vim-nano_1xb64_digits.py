@@ -3,7 +3,7 @@
 Paper: https://arxiv.org/abs/2401.09417 (the architecture; this size and recipe are ours).
 Command: python tools/train.py configs/vim/vim-nano_1xb64_digits.py
 Hardware: two CPU cores.
-Accuracy: 98 to 99 % of the 360 held-out digits, after about two minutes on two CPU cores.
+Accuracy: 98 to 99 % of the 360 held-out digits, after two to three minutes on two CPU cores.
 """
 
 _base_ = ["../_base_/datasets/digits.py", "../_base_/schedules/adamw_cosine.py", "../_base_/runtime.py"]
