@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 import torch
@@ -30,3 +31,20 @@ def instruction_set(request, monkeypatch):
         pytest.skip("not on this processor")
     monkeypatch.setattr(cpu, "instruction_set", lambda: request.param)
     return request.param
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a tool here: its exit status, output and errors."""
+    from tests.tiny import load_tool
+    from vim.errors import run
+
+    def call(name, *words):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        try:
+            run(load_tool(name).main)
+        except SystemExit as stop:
+            return stop.code, *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return call

@@ -2,14 +2,12 @@ import argparse
 import codecs
 import contextlib
 import functools
-import importlib.util
 import io
 import operator
 import os
 import pickle
 import re
 import subprocess
-import sys
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -23,9 +21,8 @@ import torch
 import torch.nn.functional as F
 
 import vim.checkpoints
-from tests.tiny import ROOT
 from vim.engine.weights import load_published, save_for_timm
-from vim.errors import UserError, run
+from vim.errors import UserError
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_classes": 10}
 TABLE, CONV, PROJ = "pos_embed", "patch_embed.proj.weight", "layers.1.mixer.in_proj.weight"
@@ -598,21 +595,9 @@ def test_what_is_no_file(tmp_path):
 
 
 @pytest.fixture
-def convert(monkeypatch, capsys):
+def convert(call):
     """Run the tool here: its exit status, output and errors."""
-    spec = importlib.util.spec_from_file_location("tools_convert", ROOT / "tools/convert.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def convert(*words):
-        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, words)])
-        try:
-            run(module.main)
-        except SystemExit as stop:
-            return stop.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return convert
+    return functools.partial(call, "convert")
 
 
 def test_convert(convert, tmp_path):

@@ -1,5 +1,7 @@
 """A model, a data set and files small enough to train and to break in a test."""
 
+import functools
+import importlib.util
 import io
 import tarfile
 from pathlib import Path
@@ -25,6 +27,15 @@ OPTIONS = {
     "schedule.warmup_epochs": 0,
 }
 WORDS = [f"{key}={value}" for key, value in OPTIONS.items()]  # for --cfg-options
+
+
+@functools.cache
+def load_tool(name):
+    """A file of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / f"tools/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class FewDigits(Digits):

@@ -1,9 +1,8 @@
-import importlib.util
+import functools
 import itertools
 import re
 import sys
 from collections import Counter
-from functools import cache
 
 import pytest
 import timm
@@ -11,11 +10,10 @@ import torch
 from torch import nn
 
 import vim  # noqa: F401  registers the models
-from tests.tiny import ROOT
 from vim.engine import export as exporting
 from vim.engine.export import build, export, load_onnx, load_torch
 from vim.engine.weights import save_for_timm
-from vim.errors import UserError, run
+from vim.errors import UserError
 from vim.kernels import reference, traceable
 from vim.kernels.traceable import DECOMPOSITIONS
 
@@ -129,7 +127,7 @@ def exported(tmp_path_factory):
     """Write a tiny model to a file that is written once: the model, the file, the differences."""
     pytest.importorskip("onnxruntime")
 
-    @cache
+    @functools.cache
     def exported(**options):
         path, model = tmp_path_factory.mktemp("onnx") / "a.onnx", tiny(**options)
         return model, path, export(model, path, format="onnx", decompositions=DECOMPOSITIONS)
@@ -217,21 +215,9 @@ def test_build_at_another_size(weights):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run tools/export.py here: its exit status, output and errors."""
-    spec = importlib.util.spec_from_file_location("tools_export", ROOT / "tools/export.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, words)])
-        try:
-            run(tool.main)
-        except SystemExit as stop:
-            return stop.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return call
+def call(call):
+    """Run the tool here: its exit status, output and errors."""
+    return functools.partial(call, "export")
 
 
 def test_the_tool(call, weights, tmp_path):

@@ -1,6 +1,5 @@
 import csv
-import runpy
-import sys
+import functools
 
 import pytest
 import timm
@@ -9,9 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import vim  # noqa: F401  registers the models
-from tests.tiny import ROOT
 from vim.engine.flops import FORMULAS, count
-from vim.errors import run
 from vim.kernels import causal_conv1d, selective_scan
 
 IMAGE = (3, 224, 224)
@@ -135,19 +132,9 @@ def test_a_model_stays_as_it_is():
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(call):
     """Run the tool here: its exit status, output and errors."""
-    main = runpy.run_path(str(ROOT / "tools/model_info.py"))["main"]
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["model_info.py", *map(str, words)])
-        try:
-            run(main)
-        except SystemExit as stop:
-            return stop.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return call
+    return functools.partial(call, "model_info")
 
 
 def cells(output):

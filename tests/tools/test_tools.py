@@ -1,6 +1,5 @@
 import argparse
 import csv
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -11,34 +10,8 @@ import pytest
 import timm
 import torch
 
-from tests.tiny import DIGITS, FOLDER, ROOT, WORDS, few_digits, write_folder, write_image, write_truncated
+from tests.tiny import DIGITS, FOLDER, ROOT, WORDS, few_digits, load_tool, write_folder, write_image, write_truncated
 from vim.errors import UserError, run
-
-
-def load(name):
-    """The tool as a module."""
-    spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-TOOLS = {name: load(name) for name in ("train", "test", "predict")}
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a tool here: its exit status, output and errors."""
-
-    def call(name, *words):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
-        try:
-            run(TOOLS[name].main)
-        except SystemExit as stop:
-            return stop.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return call
 
 
 def start(*words):
@@ -96,9 +69,9 @@ def test_the_next_commands_run(trained, call, monkeypatch):
 
 def test_the_next_commands_of_a_config_as_it_is():
     arguments = argparse.Namespace(config=DIGITS.relative_to(ROOT), work_dir=None, cfg_options={}, amp=None)
-    of_videos = TOOLS["train"].next_commands(arguments, Path("work_dirs/a"), 30, "VIDEOS")
+    of_videos = load_tool("train").next_commands(arguments, Path("work_dirs/a"), 30, "VIDEOS")
     assert of_videos[1].startswith("python tools/test_video.py ")
-    lines = TOOLS["train"].next_commands(arguments, Path("work_dirs/a"), 30, "IMAGES")
+    lines = load_tool("train").next_commands(arguments, Path("work_dirs/a"), 30, "IMAGES")
     assert lines == [
         "python tools/predict.py work_dirs/a/best.pth IMAGES",
         "python tools/test.py configs/vim/vim-nano_1xb64_digits.py work_dirs/a/best.pth",
