@@ -136,17 +136,21 @@ def test_images_in_tar_files(tmp_path):
 STREAMS = pytest.mark.parametrize("write", [write_shards, write_parquet])
 
 
-def stream(data, epoch=0, num_workers=0, *, is_training=True):
-    torch.manual_seed(epoch)  # what the trainer seeds before an epoch
-    loader = create_loader(
-        part({"batch_size": 8, **data}, "train" if is_training else "val", "RGB"),
+def stream_loader(data, num_workers, batch_size=8, *, is_training=True):
+    return create_loader(
+        part({**data, "batch_size": batch_size}, "train" if is_training else "val", "RGB"),
         pil_to_tensor,
-        batch_size=8,
+        batch_size=batch_size,
         num_workers=num_workers,
         seed=0,
         share=Share(),
         is_training=is_training,
     )
+
+
+def stream(data, epoch=0, num_workers=0, *, is_training=True):
+    torch.manual_seed(epoch)  # what the trainer seeds before an epoch
+    loader = stream_loader(data, num_workers, is_training=is_training)
     loader.dataset.epoch = epoch
     batches = list(loader)
     assert len(batches) == len(loader) == 4
@@ -220,22 +224,16 @@ def test_a_stream_of_images_of_16_bits(write, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("is_training", [True, False])
-def test_broken_shards_are_named(is_training, num_workers, tmp_path):
+@pytest.mark.parametrize("damaged", [2, 3])  # the last: no image comes after what is found there
+def test_broken_shards_are_named(damaged, is_training, num_workers, tmp_path):
     data = write_shards(tmp_path)
     (tmp_path / "in-train-1.tar").unlink()
-    whole = (tmp_path / "in-train-2.tar").read_bytes()
-    (tmp_path / "in-train-2.tar").write_bytes(whole[: 10 * 1024 + 700])
-    loader = create_loader(
-        part({"batch_size": 4, **data}, "train" if is_training else "val", "RGB"),
-        pil_to_tensor,
-        batch_size=4,
-        num_workers=num_workers,
-        seed=0,
-        share=Share(),
-        is_training=is_training,
-    )
+    path = tmp_path / f"in-train-{damaged}.tar"
+    path.write_bytes(path.read_bytes()[: 10 * 1024 + 700])
+    loader = stream_loader(data, num_workers, batch_size=4, is_training=is_training)
     lines = {line for batch in loader for line in batch.unreadable if "cannot read all of " in line}
-    assert sorted(line.partition("in-train-")[2] for line in lines) == ["1.tar: it is missing", "2.tar: it is damaged"]
+    expected = ["1.tar: it is missing", f"{damaged}.tar: it is damaged"]
+    assert sorted(line.partition("in-train-")[2] for line in lines) == expected
 
 
 @STREAMS

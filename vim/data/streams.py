@@ -54,6 +54,8 @@ class Stream(IterableDataset[Any]):
             for sample in self._samples(reader):
                 empty = False
                 yield sample
+            while self.broken_shards and not reader.is_training:  # found after its last image
+                yield UserError(self.broken_shards.pop()), 0
         except RuntimeError as error:  # of the reader's, which knows of its shards
             raise UserError(f"cannot read the data set: {describe(error)}") from error
         if empty and reader.is_training:
