@@ -128,12 +128,15 @@ def test_slurm_says_who_is_who():
         "SLURM_LOCALID": "1",
         "SLURM_JOB_ID": "1234567",
         "SLURM_STEP_NODELIST": "node1,node2",
+        "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
     }
     join_processes(step)
-    assert {name: step[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} == {
+    step.pop("ACCELERATE_USE_CPU", None)  # without a GPU
+    assert {name: value for name, value in step.items() if not name.startswith("SLURM_")} == {
         "RANK": "9",
         "LOCAL_RANK": str(1 % max(torch.cuda.device_count(), 1)),
         "WORLD_SIZE": "16",
+        "LOCAL_WORLD_SIZE": "8",
         "MASTER_ADDR": "node1",
         "MASTER_PORT": "34567",
     }

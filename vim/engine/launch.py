@@ -1,6 +1,7 @@
 """The same command on one process or many: plain, torchrun, accelerate launch, or srun."""
 
 import os
+import re
 import subprocess
 from collections.abc import MutableMapping
 
@@ -22,6 +23,8 @@ def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
     devices = max(torch.cuda.device_count(), 1)  # each task may be shown one of its own
     environment["LOCAL_RANK"] = str(int(environment["SLURM_LOCALID"]) % devices)
     environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+    tasks = re.match(r"\d+", environment["SLURM_STEP_TASKS_PER_NODE"])  # such as 4(x2),3
+    environment["LOCAL_WORLD_SIZE"] = tasks[0] if tasks else "1"  # accelerate shares the processors by it
     environment.setdefault("MASTER_ADDR", _first_host(environment["SLURM_STEP_NODELIST"]))
     environment.setdefault("MASTER_PORT", str(20000 + int(environment["SLURM_JOB_ID"]) % 20000))
 
