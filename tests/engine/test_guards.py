@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from tests.engine.test_trainer import assert_same, load
 from tests.tiny import FewDigits, few_digits, tiny_config
 from vim.data.datasets import BUILT_IN
-from vim.engine.guards import first_bad_layer
+from vim.engine.guards import advice, first_bad_layer
 from vim.engine.trainer import Trainer
 from vim.errors import UserError
 from vim.kernels import selective_scan
@@ -171,6 +171,11 @@ def test_a_worker_that_is_killed(tmp_path, monkeypatch):
     monkeypatch.setitem(BUILT_IN, "digits", Deadly)
     with pytest.raises(UserError, match=r"a process that loads images died .*lower data.num_workers.* --resume"):
         Trainer(tiny_config(data__num_workers=1), tmp_path).fit()
+
+
+def test_what_a_worker_met_is_not_its_death(tmp_path):
+    with pytest.raises(RuntimeError, match="^Caught RuntimeError in DataLoader worker process 0"), advice(tmp_path):
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback ...")
 
 
 def test_a_full_gpu(tmp_path, monkeypatch):

@@ -26,8 +26,9 @@ def advice(work_dir: Path) -> Iterator[None]:
             f"it is, or set train.grad_checkpointing=True; {resume}"
         ) from error
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: in the middle of what it handed over
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
+        told = str(error)
+        if told.startswith("Caught ") or isinstance(error, RuntimeError) and "DataLoader worker" not in told:
+            raise  # the first is what a worker met, and lives
         raise UserError(
             f"a process that loads images died ({one_line(describe(error))}): lower data.num_workers if memory is "
             f"short; {resume}"
