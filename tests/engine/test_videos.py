@@ -1,6 +1,7 @@
 """From videos on disk to accuracies over views, with the smallest model."""
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -162,10 +163,7 @@ def test_a_broken_video_does_not_end_predictions(config, root, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"num_classes": 1},
-            "of train has label 1, and the model 1 classes: --cfg-options model.num_classes=2",
-        ),
+        ({"num_classes": 1}, "the data has 2 classes and the model 1: --cfg-options model.num_classes=2"),
         ({"num_frames": 4}, "data.video.num_frames is 8, and model.num_frames 4: make them equal"),
         ({"num_frames": None}, "the data are videos, and the model is for images"),
     ],
@@ -174,6 +172,15 @@ def test_data_of_another_kind(options, message, config, tmp_path):
     config.model.update(options)
     with pytest.raises(UserError, match=message):
         Trainer(config, tmp_path)
+
+
+def test_a_label_beyond_the_model(config, root, tmp_path):
+    shutil.copytree(root, tmp_path / "data")
+    (tmp_path / "data/classes.txt").unlink()
+    config.data.root, config.model.num_classes = str(tmp_path / "data"), 1
+    message = "a video of train has label 1, and the model 1 classes: --cfg-options model.num_classes=2"
+    with pytest.raises(UserError, match=message):
+        Trainer(config, tmp_path / "run")
 
 
 def test_images_for_a_model_of_clips(config, tmp_path):

@@ -90,9 +90,9 @@ def _build_optimizer(model: Any, *, published_decay: bool = False, **options: An
     """timm's, over timm's groups of parameters or VideoMamba's."""
     if isinstance(model, Student) and options.get("layer_decay"):
         raise ValueError("layer_decay and a teacher do not go together")
-    if published_decay and not options.get("layer_decay"):
-        raise ValueError("published_decay is a way of layer_decay: set that too, to a number such as 0.75")
     if published_decay:
+        if not options.get("layer_decay"):
+            raise ValueError("published_decay is a way of layer_decay: set that too, to a number such as 0.75")
         decay = {"layer_decay": options.pop("layer_decay"), "weight_decay": options["weight_decay"]}
         options["param_group_fn"] = partial(published_layer_decay, **decay)
     optimizer = create_optimizer_v2(model, **options)
@@ -226,20 +226,19 @@ class Trainer:
 
     def _classes(self, splits: Splits, model: Any) -> list[str]:
         """The names of the data's classes; numbers where it has none."""
-        for part, dataset in (("train", splits.train), ("val", splits.held_out)):
-            most = max((video.label for video in getattr(dataset, "videos", [])), default=0)
-            if most >= model.num_classes:
-                raise UserError(
-                    f"a video of {part} has label {most}, and the model {model.num_classes} classes: "
-                    f"--cfg-options model.num_classes={most + 1}"
-                )
-        names = splits.classes
-        classes = names or [str(i) for i in range(model.num_classes)]
+        classes = splits.classes or [str(i) for i in range(model.num_classes)]
         if model.num_classes != len(classes):
             raise UserError(
                 f"the data has {len(classes)} classes and the model {model.num_classes}: "
                 f"--cfg-options model.num_classes={len(classes)}"
             )
+        for part, dataset in (("train", splits.train), ("val", splits.held_out)):
+            most = max((video.label for video in getattr(dataset, "videos", [])), default=0)
+            if most >= len(classes):
+                raise UserError(
+                    f"a video of {part} has label {most}, and the model {len(classes)} classes: "
+                    f"--cfg-options model.num_classes={most + 1}"
+                )
         return classes
 
     def _with_teacher(self, model: nn.Module) -> nn.Module:
