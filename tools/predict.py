@@ -31,13 +31,13 @@ def main() -> None:
     paths = (find_videos if predictor.num_frames else find_images)(arguments.inputs)
     if arguments.draw:
         make_folder(arguments.draw)
-    unreadable = 0
+    status = 0
     for number, path in enumerate(paths):
         try:
             frames = predictor.read(path)
         except UserError as error:  # of this file alone
             sys.stderr.write(f"error: {error}\n")
-            unreadable += 1
+            status = 2
             continue
         predictions = predictor(frames, arguments.top_k)
         print(path)
@@ -45,8 +45,7 @@ def main() -> None:
             print(f"  {100 * probability:6.2f} %  {name}")
         if arguments.draw:
             draw(frames, predictions, arguments.draw / f"{number:04d}_{path.stem}.png")
-    if unreadable:
-        sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

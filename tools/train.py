@@ -7,8 +7,8 @@ from pathlib import Path
 from vim.data import Digits, num_frames
 from vim.engine.config import add_config_arguments, load_config, work_dir_of
 from vim.engine.pretrain import trainer_of
-from vim.engine.weights import find_last
-from vim.errors import UserError, run
+from vim.engine.weights import check_unused, find_last
+from vim.errors import run
 
 
 def parse() -> argparse.Namespace:
@@ -30,11 +30,10 @@ def checkpoint_to_resume(resume: str | None, work_dir: Path) -> Path | None:
     Raises:
         UserError: the work dir holds another run, which this one would overwrite.
     """
-    last = find_last(work_dir)
     if resume == "auto":
-        return last
-    if last and (resume is None or Path(resume).resolve().parent != work_dir.resolve()):
-        raise UserError(f"{work_dir} holds a run: go on with it by --resume, or name another folder by --work-dir")
+        return find_last(work_dir)
+    if resume is None or Path(resume).resolve().parent != work_dir.resolve():
+        check_unused(work_dir)
     return None if resume is None else Path(resume)
 
 

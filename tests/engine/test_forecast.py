@@ -1,8 +1,7 @@
 import ast
 import csv
-import importlib.util
+import functools
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from vim.engine.forecast import (
     score,
     simple_forecasts,
 )
-from vim.errors import UserError, run
+from vim.errors import UserError
 
 pytest.importorskip("pandas")
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs/tsm2").glob("*.py"))}
@@ -272,7 +271,11 @@ def test_a_run_goes_on_exactly(tmp_path):
     whole, cut = trainer(tmp_path / "whole", **options), trainer(tmp_path / "cut", **options)
     whole.fit()
     cut._train_epoch(0)
+    with pytest.raises(UserError, match="cut holds a run: go on with it by --resume, or"):
+        trainer(tmp_path / "cut", **options)
+    (tmp_path / "cut/best.pth").unlink()  # a kill before it was written
     resumed = trainer(tmp_path / "cut", resume=True, **options)
+    assert (tmp_path / "cut/best.pth").exists()
     assert len(resumed.rows) == 1
     resumed.fit()
     assert resumed.rows == whole.rows
@@ -348,21 +351,9 @@ def test_a_checkpoint_of_something_else(tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(call):
     """Run the tool here: its exit status, output and errors."""
-    spec = importlib.util.spec_from_file_location("tools_forecast", ROOT / "tools/forecast.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["forecast.py", *map(str, words)])
-        try:
-            run(tool.main)
-        except SystemExit as stop:
-            return stop.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return call
+    return functools.partial(call, "forecast")
 
 
 def test_the_tool(call, tmp_path):

@@ -38,7 +38,7 @@ from vim.data.series import (
 from vim.engine.config import OPTIONAL_SECTIONS, VALUES, load_config, reading, write_config
 from vim.engine.files import link_whole, make_folder, write_csv
 from vim.engine.log import logging_to
-from vim.engine.weights import load_weights, save_whole
+from vim.engine.weights import check_unused, load_weights, save_whole
 from vim.errors import UserError, describe
 
 MODELS = {"tsm2": vim.models.TSM2}
@@ -196,7 +196,7 @@ class ForecastTrainer:
     An epoch's order and dropout follow from the seed and its number, so a run goes on exactly where it was cut off.
 
     Args:
-        resume: go on from `last.pth` in the work dir, where there is one.
+        resume: go on from `last.pth` in the work dir, where there is one; else the work dir must hold no run.
 
     Raises:
         UserError: the config, its data or the checkpoint does not fit.
@@ -206,6 +206,8 @@ class ForecastTrainer:
         self.config, self.work_dir = config, work_dir
         self.data, self.options = config.data, config.train
         self.series = load_series(self.data.get("dataset"), self.data.get("file"))
+        if not resume:
+            check_unused(work_dir)
         make_folder(work_dir)
         with logging_to(work_dir / "train.log"):
             self.windows, self.scaler = windows_of(self.data, self.series)
@@ -286,7 +288,6 @@ class ForecastTrainer:
         return loss.item()
 
     def _save(self) -> None:
-        last, best = self.work_dir / "last.pth", self.work_dir / "best.pth"
         meta = {
             "model": self.config.model.to_dict(),
             "data": self.data.to_dict(),
@@ -295,9 +296,13 @@ class ForecastTrainer:
             "std": self.scaler.std,
         }
         training = {"optimizer": self.optimizer.state_dict(), "rows": self.rows}
-        save_whole({"model": self.model.state_dict(), "meta": meta, "training": training}, last)
+        save_whole({"model": self.model.state_dict(), "meta": meta, "training": training}, self.work_dir / "last.pth")
+        self._finish_epoch()
+
+    def _finish_epoch(self) -> None:
+        """What follows from `last.pth`, which a kill may have kept from being written."""
         if self._epochs_without_gain() == 0:
-            link_whole(last, best)
+            link_whole(self.work_dir / "last.pth", self.work_dir / "best.pth")
         write_csv(self.work_dir / "log.csv", self.rows)
 
     def _resume(self, path: Path) -> None:
@@ -312,6 +317,7 @@ class ForecastTrainer:
         load_weights(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["training"]["optimizer"])
         self.rows = state["training"]["rows"]
+        self._finish_epoch()
 
 
 def read_forecaster(path: Path) -> dict[str, Any]:

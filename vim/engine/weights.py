@@ -39,17 +39,29 @@ def save_last(state: dict[str, Any], folder: Path, keep: int) -> Path:
     return names[0]
 
 
+def _saves(folder: Path) -> list[Path]:
+    """The saves in a folder, the newest first."""
+    return [path for path in [folder / "last.pth", *(folder / f"last.{i}.pth" for i in range(1, 100))] if path.exists()]
+
+
+def check_unused(folder: Path) -> None:
+    """See that a new run in a folder overwrites no other.
+
+    Raises:
+        UserError: it would.
+    """
+    if _saves(folder):
+        raise UserError(f"{folder} holds a run: go on with it by --resume, or name another folder by --work-dir")
+
+
 def find_last(folder: Path) -> Path | None:
     """The newest readable of the saves in a folder; None if there is none.
 
     Raises:
         UserError: there are some, and none can be read.
     """
-    found = [
-        path for path in [folder / "last.pth", *(folder / f"last.{i}.pth" for i in range(1, 100))] if path.exists()
-    ]
     problems = []
-    for path in found:
+    for path in _saves(folder):
         try:
             read_trained(path)
         except UserError as error:
