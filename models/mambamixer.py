@@ -5,6 +5,7 @@ https://arxiv.org/abs/2403.19888v1. Its authors have published neither code nor 
 by choice what is the paper's and what is ours.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -75,13 +76,11 @@ class Downsample(nn.Module):
 class Transposed(nn.Module):
     """A mixer of sequences (b, c, l) on images (b, rows, columns, c), for one number of tokens."""
 
-    def __init__(self, mixer: nn.Module, num_tokens: int) -> None:
+    def __init__(self, mixer: nn.Module) -> None:
         super().__init__()
-        self.mixer, self.num_tokens = mixer, num_tokens
+        self.mixer = mixer
 
     def forward(self, x: Tensor) -> Tensor:
-        expected = f"{self.num_tokens} tokens expected: set img_size, or channel_mixer='tied' for images of any size"
-        torch._assert(x.shape[1] * x.shape[2] == self.num_tokens, expected)
         y = self.mixer(x.flatten(1, 2).transpose(1, 2))
         return y.transpose(1, 2).reshape(x.shape)
 
@@ -102,11 +101,17 @@ class Stage(nn.Module):
         tokens, channels = [x], [x]
         for layer in self.layers:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                y, x = checkpoint(layer, tokens, channels)
+                y, x = checkpoint(_apply_layer, layer, *tokens, *channels)  # a reentrant one sees no tensors in lists
             else:
                 y, x = layer(tokens, channels)
-            tokens, channels = tokens + [y], channels + [x]  # not in place: a checkpoint keeps the lists
+            tokens, channels = tokens + [y], channels + [x]
         return x
+
+
+def _apply_layer(layer: nn.Module, *outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """What the token mixers before gave, then what the channel mixers did."""
+    half = len(outputs) // 2
+    return layer(list(outputs[:half]), list(outputs[half:]))
 
 
 class ViM2(nn.Module):
@@ -158,11 +163,15 @@ class ViM2(nn.Module):
                 "embed_dims, channel_dims and depths must have a number for each stage, "
                 f"got {embed_dims}, {channel_dims}, {depths}"
             )
-        if token_mixer not in get_args(TokenMixer) or channel_mixer not in get_args(ChannelMixer):
-            raise ValueError(
-                f"token_mixer must be one of {get_args(TokenMixer)}, channel_mixer one of {get_args(ChannelMixer)}, "
-                f"got {token_mixer!r}, {channel_mixer!r}"
-            )
+        _check_sizes(embed_dims=embed_dims, channel_dims=channel_dims, depths=depths)
+        _check_sizes(patch_size=[patch_size], token_mixers=[token_mixers], d_state=[d_state], expand=[expand])
+        for name, value, choices in (
+            ("token_mixer", token_mixer, get_args(TokenMixer)),
+            ("channel_mixer", channel_mixer, get_args(ChannelMixer)),
+            ("select_from", select_from, get_args(SelectFrom)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_chans, self.num_classes = in_chans, num_classes
         self.channel_mixer = str(channel_mixer)
@@ -180,7 +189,8 @@ class ViM2(nn.Module):
 
         per_layer = token_mixers + (channel_mixer != "none")
         rates = iter(cast(list[float], calculate_drop_path_rates(drop_path_rate, per_layer * sum(depths))))
-        rows, columns = (-(-side // patch_size) for side in self.patch_embed.img_size)
+        height, width = self.patch_embed.img_size
+        rows, columns = self.grid_size = -(-height // patch_size), -(-width // patch_size)
         stages: list[Stage] = []
         for i, (dim, width, depth) in enumerate(zip(embed_dims, channel_dims, depths, strict=True)):
             s6: dict[str, Any] = {"d_state": d_state, "select_from": select_from, "depth": per_layer * depth, **dd}
@@ -227,7 +237,7 @@ class ViM2(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter names for layer-wise learning rates: the stem, a group a layer or a stage, the norm."""
+        """Patterns of parameter names for layer-wise learning rates: the stem, a group a layer or a stage."""
         layers = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.layers\.(\d+)", None)]
         return {
             "stem": r"^patch_embed|^norm_embed",
@@ -294,6 +304,11 @@ class ViM2(nn.Module):
         torch._assert(image.shape[0] > 0, "at least one image expected")
         torch._assert(image.shape[2] * image.shape[3] > 0, "at least one pixel expected")
         patches = self.patch_embed(pad_image(image, self.patch_embed.patch_size[0]))
+        if self.channel_mixer.startswith("transposed"):
+            rows, columns = self.grid_size
+            expected = f"an image that fills {rows} x {columns} patches expected: set img_size, or channel_mixer='tied'"
+            torch._assert(patches.shape[1] == rows, expected)
+            torch._assert(patches.shape[2] == columns, expected)
         return self.norm_embed(patches)
 
     def forward_features(self, image: Tensor) -> Tensor:
@@ -314,9 +329,14 @@ class ViM2(nn.Module):
         return global_pool_nlc(x.flatten(2).transpose(1, 2), self.global_pool, num_prefix_tokens=0)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map (b, d, rows, columns) to logits (b, num_classes), or to the features before the head."""
+        """Map (b, d, rows, columns) to logits (b, num_classes), or to the features before the head.
+
+        Where `global_pool` is "", to (b, num_classes, rows, columns).
+        """
         x = self.head_drop(self.pool(x))
-        return x if pre_logits else self.head(x)
+        if pre_logits:
+            return x
+        return self.head(x.movedim(1, -1)).movedim(-1, 1)  # there may be a map left
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (b, c, h, w) to logits (b, num_classes)."""
@@ -366,6 +386,12 @@ class ViM2(nn.Module):
         load_pretrained(self, path)
 
 
+def _check_sizes(**sizes: Sequence[int]) -> None:
+    for name, numbers in sizes.items():
+        if not numbers or not all(isinstance(number, int) and number >= 1 for number in numbers):
+            raise ValueError(f"{name}: whole numbers from 1 expected, got {numbers}")
+
+
 def _token_mixer(kind: str, dim: int, expand: int, s6: dict[str, Any]) -> nn.Module:
     if kind == "mlp":
         return _mlp(dim, expand * dim, s6)
@@ -376,9 +402,9 @@ def _channel_mixer(kind: str, dim: int, width: int, num_tokens: int, expand: int
     if kind == "mlp":
         return _mlp(dim, width, s6)
     if kind == "transposed_mlp":
-        return Transposed(_mlp(num_tokens, expand * num_tokens, s6), num_tokens)
+        return Transposed(_mlp(num_tokens, expand * num_tokens, s6))
     if kind == "transposed":
-        return Transposed(SelectiveSequenceMixer(num_tokens, bidirectional=True, expand=expand, **s6), num_tokens)
+        return Transposed(SelectiveSequenceMixer(num_tokens, bidirectional=True, expand=expand, **s6))
     return SelectiveChannelMixer(dim, width, **s6)
 
 

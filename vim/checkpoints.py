@@ -236,7 +236,7 @@ def _resize_tables(weights: dict[str, Tensor], model: Any) -> None:
 
     def is_table(key: str) -> bool:
         shape = weights[key].shape if key in weights else ()
-        return len(shape) == 3 and (shape[0], shape[2]) == (1, model.embed_dim) and shape[1] > 0
+        return len(shape) == 3 and (shape[0], shape[2]) == (1, model.embed_dim) and shape[1] > 0 and hasattr(model, key)
 
     if is_table("pos_embed"):
         grid = _grid(weights["pos_embed"].shape[1] - NUM_CLASS_TOKENS[model.class_token], model)

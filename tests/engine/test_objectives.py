@@ -160,6 +160,11 @@ def test_published_layer_decay_freezes_the_stem_alone():
             assert (group["weight_decay"] == 0) == (parameter.ndim <= 1 or name in skipped), name
 
 
+def test_published_layer_decay_is_videomambas():
+    with pytest.raises(ValueError, match="published_decay is VideoMamba's, and the model is ViM2: leave it out"):
+        published_layer_decay(timm.create_model("test_vim2"), layer_decay=0.75, weight_decay=0.05)
+
+
 def test_published_layer_decay_in_a_config(tmp_path):
     config = tiny_config(optimizer__layer_decay=0.5, optimizer__published_decay=True)
     trainer = Trainer(config, tmp_path)

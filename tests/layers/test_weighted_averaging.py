@@ -67,3 +67,9 @@ def test_the_residual_stays_float32_in_low_precision():
         assert block(torch.randn(2, 8)).dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ResidualMixer(8, nn.Linear(8, 8))(torch.randn(2, 8)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("earlier", [1, 3])
+def test_another_number_of_earlier_outputs_is_refused(earlier):
+    with pytest.raises(AssertionError, match="what the l - 1 layers before gave"):
+        MambaMixerLayer(Times(1), Times(1), 2)([torch.ones(2)] * earlier, [torch.ones(2)] * earlier)

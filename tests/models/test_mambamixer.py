@@ -181,6 +181,10 @@ def test_pools():
     torch.testing.assert_close(model.pool(features), features.mean((2, 3)))
     model.reset_classifier(0, "max")
     torch.testing.assert_close(model.pool(features), features.amax((2, 3)))
+    model.reset_classifier(7, "")
+    logits = model.forward_head(features)
+    assert logits.shape == (2, 7, *features.shape[2:])
+    torch.testing.assert_close(logits[..., 0, 0], model.head(features[..., 0, 0]))
 
 
 # Bad input
@@ -189,10 +193,16 @@ def test_pools():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channel_mixer": "s6"}, "channel_mixer one of .*'tied'.*, got 's6', 's6'"),
-        ({"token_mixer": "none"}, "got 'none', 'tied'"),
+        ({"channel_mixer": "s6"}, "channel_mixer must be one of .*'tied'.*, got 's6'"),
+        ({"token_mixer": "none"}, "token_mixer must be one of .*, got 'none'"),
+        ({"select_from": "z", "token_mixer": "mlp", "channel_mixer": "mlp"}, "'conv', 'input'.*, got 'z'"),
         ({"depths": (1, 1)}, "a number for each stage"),
-        ({"select_from": "z"}, "'conv' or 'input', got 'z'"),
+        ({"depths": (1, 1, 0, 1)}, r"depths: whole numbers from 1 expected, got \(1, 1, 0, 1\)"),
+        ({"embed_dims": (), "channel_dims": (), "depths": ()}, "embed_dims: whole numbers from 1"),
+        ({"token_mixers": 0}, "token_mixers: whole numbers from 1"),
+        ({"expand": 1.5}, "expand: whole numbers from 1"),
+        ({"d_state": 0}, "d_state: whole numbers from 1"),
+        ({"patch_size": (4, 2)}, "patch_size: whole numbers from 1"),
         ({"img_size": 3}, "img_size must be at least the patch size"),
     ],
 )
@@ -223,8 +233,10 @@ def test_what_is_no_image_is_refused(shape, message):
 
 def test_transposed_channel_mixers_are_of_one_size():
     model = build(channel_mixer="transposed")
-    with pytest.raises(AssertionError, match="64 tokens expected: set img_size, or channel_mixer='tied'"):
-        model(torch.randn(1, 3, 32, 36))
+    for size in ((32, 36), (16, 64)):  # the second has as many patches
+        with pytest.raises(AssertionError, match="fills 8 x 8 patches expected: set img_size, or channel_mixer='tied'"):
+            model(torch.randn(1, 3, *size))
+    assert model(torch.randn(1, 3, 31, 29)).shape == (1, 5)
     with pytest.raises(ValueError, match="for one img_size"):
         model.set_input_size(64)
     assert build(channel_mixer="transposed", img_size=(40, 28))(torch.randn(1, 3, 40, 28)).shape == (1, 5)
@@ -266,7 +278,9 @@ def test_init_weights_after_to_empty(channel_mixer):
             assert a.std(correction=0).item() == pytest.approx(b.std(correction=0).item(), rel=0.35, abs=1e-6), name
 
 
-def test_checkpointing_gives_the_same_gradients():
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_gives_the_same_gradients(reentrant, monkeypatch):
+    monkeypatch.setattr("timm.layers.config._USE_REENTRANT_CKPT", reentrant)
     model, image = build().train(), torch.randn(2, 3, 32, 32)
     grads = []
     for enable in (False, True):
@@ -276,6 +290,14 @@ def test_checkpointing_gives_the_same_gradients():
         grads.append([p.grad.clone() for p in model.parameters()])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_channels_last():
+    model, image = build(), torch.randn(2, 3, 32, 32)
+    expected = model(image)
+    model, image = model.to(memory_format=torch.channels_last), image.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(image), expected)
+    model(image).sum().backward()
 
 
 def test_low_precision_stays_near():
@@ -320,6 +342,12 @@ def test_export():
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(model, (image,), dynamic_shapes=({0: batch},), strict=False)
     torch.testing.assert_close(program.module()(image[:1]), model(image[:1]))
+
+
+def test_a_file_with_a_table_of_positions(tmp_path):
+    torch.save(timm.create_model("test_vim", embed_dim=20).state_dict(), tmp_path / "vim.pth")  # as wide as the last
+    with pytest.raises(UserError, match="is of another model"):
+        load_pretrained(build(), tmp_path / "vim.pth")
 
 
 def test_loading_a_file(tmp_path):

@@ -170,6 +170,8 @@ def published_layer_decay(model: Any, *, layer_decay: float, weight_decay: float
     Its layer decay looks for `blocks`, where the model has `layers`: only what comes before the first block gets a
     rate of its own, `layer_decay ** (depth + 1)` of the others', which all but freezes it.
     """
+    if not hasattr(model, "layers"):
+        raise ValueError(f"published_decay is VideoMamba's, and the model is {type(model).__name__}: leave it out")
     scale = layer_decay ** (len(model.layers) + 1)
     names = ("cls_token", "pos_embed", "patch_embed")
     early = {id(parameter) for name, parameter in model.named_parameters() if name.startswith(names)}

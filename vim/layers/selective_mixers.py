@@ -66,7 +66,7 @@ class S6(nn.Module):
         dt, B, C = selected.split([r, n, n], dim=-1)
         # a product of all routes with a block-diagonal matrix writes the steps as the scan reads them
         blocks = torch.eye(g, device=u.device, dtype=self.dt_weight.dtype).view(1, g, 1, g, 1)
-        dt_weight = (self.dt_weight.unsqueeze(3) * blocks).view(k, g * r, e)
+        dt_weight = (self.dt_weight.unsqueeze(3) * blocks).reshape(k, g * r, e)  # 4-D, it may lie channels last
         delta = torch.bmm(dt.transpose(0, 1).reshape(k, b * l, g * r), dt_weight).view(k, b, l, e).transpose(0, 1)
 
         dtype = residual_dtype(u)
@@ -304,10 +304,12 @@ class SelectiveChannelMixer(nn.Module):
         source = pooled.expand(b, k, w, -1).transpose(0, 1).reshape(k, b * w, -1)
         selected = torch.bmm(source, self.x_proj).view(k, b, w, 1, -1).transpose(0, 1)
         delta, B, C = selected.split([1, self.d_state, self.d_state], dim=-1)
-        delta = delta.squeeze(-1) + self.dt_bias.unsqueeze(-1).to(delta.dtype)  # (b, k, w, 1)
-        A = torch.exp(self.A_log.to(residual_dtype(u))).neg().unsqueeze(1).expand(-1, columns, -1)
+        dtype = residual_dtype(u)
+        # (b, k, w, 1); the bias is of a step of the sequence, which the op adds to none, and float16 has no room for it
+        delta = F.softplus(delta.squeeze(-1).to(dtype) + self.dt_bias.unsqueeze(-1).to(dtype)).to(u.dtype)
+        A = torch.exp(self.A_log.to(dtype)).neg().unsqueeze(1).expand(-1, columns, -1)
         y, _ = torch.ops.vim.selective_scan(
-            u, delta.expand(u.shape), A, B, C, None, None, None, None, True, self.reverse, combine, False, "auto"
+            u, delta.expand(u.shape), A, B, C, None, None, None, None, False, self.reverse, combine, False, "auto"
         )
         return y
 

@@ -98,6 +98,7 @@ def _weighted_sum(
         return newest
     weights = torch.cat([token_weights, channel_weights]).to(newest.dtype).unbind()
     terms = tokens + channels
+    torch._assert(len(terms) == len(weights), "what the l - 1 layers before gave, and the input, expected")
     total = terms[0] * weights[0]
     for i in range(1, len(terms)):
         total = torch.addcmul(total, terms[i], weights[i])  # keeps no product
