@@ -96,9 +96,11 @@ def _weighted_sum(
     """The sum; the newest where there are no weights."""
     if token_weights is None or channel_weights is None:
         return newest
+    expected = "what the l - 1 layers before gave, and the input, expected"
+    torch._assert(token_weights.shape[0] == len(tokens), expected)
+    torch._assert(channel_weights.shape[0] == len(channels), expected)
     weights = torch.cat([token_weights, channel_weights]).to(newest.dtype).unbind()
     terms = tokens + channels
-    torch._assert(len(terms) == len(weights), "what the l - 1 layers before gave, and the input, expected")
     total = terms[0] * weights[0]
     for i in range(1, len(terms)):
         total = torch.addcmul(total, terms[i], weights[i])  # keeps no product
