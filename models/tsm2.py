@@ -54,7 +54,7 @@ class ReversibleNorm(nn.Module):
     def reverse(self, y: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Map what follows the normed (b, m, horizon) to the units of the input."""
         if self.weight is not None and self.bias is not None:
-            y = (y - self.bias) / self.weight
+            y = (y - self.bias) / (self.weight + self.eps**2)  # a scale of 0 can be learned
         return y * std + mean
 
 
@@ -124,7 +124,7 @@ class TSM2(nn.Module):
 
     Raises:
         ValueError: `variate_mixer`, `norm` or `select_from` is none of these; the window is shorter than a patch; or a
-            size is below 1.
+            size is below 1, or a number of covariates below 0.
     """
 
     def __init__(
@@ -158,9 +158,10 @@ class TSM2(nn.Module):
                 f"got {variate_mixer!r}, {norm!r}"
             )
         sizes = {"num_variates": num_variates, "horizon": horizon, "patch_size": patch_size, "depth": depth}
-        for name, size in {**sizes, "patch_stride": patch_stride, "embed_dim": embed_dim}.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        sizes |= {"patch_stride": patch_stride, "embed_dim": embed_dim, "d_state": d_state, "expand": expand}
+        for name, size in {**sizes, "future_dim": future_dim, "static_dim": static_dim}.items():
+            if size < (least := int(name in sizes)):
+                raise ValueError(f"{name} must be at least {least}, got {size}")
         if seq_len < patch_size:
             raise ValueError(f"seq_len must be at least patch_size, {patch_size}, got {seq_len}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -239,11 +240,11 @@ class TSM2(nn.Module):
         return self.rev_norm.reverse(y, mean, std).transpose(1, 2)
 
     def _check(self, x: Tensor, future: Tensor | None, static: Tensor | None) -> None:
-        b, t, m, h = x.shape[0], self.seq_len, self.num_variates, self.horizon
+        t, m, h = self.seq_len, self.num_variates, self.horizon
         if x.dim() != 3 or x.shape[1:] != (t, m):
             raise ValueError(f"windows (b, {t} steps, {m} variates) expected, got {tuple(x.shape)}")
         wanted = {
-            "future": (future, (b, m, h, self.future_dim), self.future_dim),
+            "future": (future, (len(x), m, h, self.future_dim), self.future_dim),
             "static": (static, (m, self.static_dim), self.static_dim),
         }
         for name, (given, shape, dim) in wanted.items():

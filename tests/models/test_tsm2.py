@@ -171,6 +171,25 @@ def test_a_constant_variate(options):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_a_learned_scale_of_0():
+    model = build(affine=True)
+    with torch.no_grad():
+        model.rev_norm.weight[1] = 0
+    assert model(windows()).isfinite().all()
+
+
+@pytest.mark.parametrize(("variate_mixer", "branches"), [("s6", 8), ("none", 4)])
+def test_mixers_start_smaller_the_more_there_are(variate_mixer, branches):
+    """Each adds to the same stream, as in Mamba."""
+    torch.manual_seed(0)
+    sizes = {**SMALL, "embed_dim": 64, "variate_mixer": variate_mixer, "averaging": False}
+    weights = {depth: TSM2(**sizes, depth=depth).layers[0].token_mixer.mixer.mixer.out_proj.weight for depth in (1, 4)}
+    ratio = weights[1].std() / weights[4].std()
+    assert ratio.item() == pytest.approx(2, rel=0.05)
+    bound = weights[4].abs().max().item()
+    assert bound == pytest.approx(128**-0.5 / branches**0.5, rel=0.01)
+
+
 def test_the_covariates():
     model = build(**COVARIATES)
     assert model.num_patches == (3 * 40 - 8) // 4 + 2
@@ -220,6 +239,7 @@ def test_it_compiles():
         ((2, 39, 3), r"windows \(b, 40 steps, 3 variates\) expected, got \(2, 39, 3\)"),
         ((2, 40, 4), r"windows \(b, 40 steps, 3 variates\) expected, got \(2, 40, 4\)"),
         ((40, 3), r"expected, got \(40, 3\)"),
+        ((), r"expected, got \(\)"),
     ],
 )
 def test_windows_of_another_shape(shape, message):
@@ -258,6 +278,10 @@ def test_covariates_that_do_not_fit():
         ({"select_from": "x"}, "select_from must be"),
         ({"seq_len": 7}, "seq_len must be at least patch_size, 8, got 7"),
         ({"horizon": 0}, "horizon must be at least 1, got 0"),
+        ({"d_state": 0}, "d_state must be at least 1, got 0"),
+        ({"expand": 0}, "expand must be at least 1, got 0"),
+        ({"future_dim": -1}, "future_dim must be at least 0, got -1"),
+        ({"static_dim": -1}, "static_dim must be at least 0, got -1"),
     ],
 )
 def test_options_that_do_not_fit(options, message):
