@@ -5,22 +5,21 @@ import shlex
 from pathlib import Path
 
 from vim.engine.config import OptionsAction, work_dir_of
-from vim.engine.files import make_folder
 from vim.engine.forecast import (
     Comparison,
     ForecastTrainer,
+    check_out,
     compare,
     forecast_next,
     load_forecast_config,
     load_forecaster,
     plot_curves,
-    plot_forecast,
     series_for,
     windows_of,
     write_comparison,
     write_forecast,
 )
-from vim.errors import run
+from vim.errors import UserError, run
 
 
 def parse() -> argparse.Namespace:
@@ -35,7 +34,7 @@ def parse() -> argparse.Namespace:
     )
     evaluate = commands.add_parser("evaluate", help="errors on the test part, and those of simple forecasts")
     evaluate.add_argument("checkpoint", type=Path, help="best.pth or last.pth of a run")
-    evaluate.add_argument("--file", type=Path, help="another table with the same columns (default: the run's)")
+    evaluate.add_argument("--file", type=Path, help="another table with the same columns; takes --work-dir")
     evaluate.add_argument("--work-dir", type=Path, help="where results go (default: where the checkpoint is)")
     predict = commands.add_parser("predict", help="forecast the steps after the last row of a table")
     predict.add_argument("checkpoint", type=Path, help="best.pth or last.pth of a run")
@@ -50,8 +49,7 @@ def train(arguments: argparse.Namespace) -> None:
     trainer = ForecastTrainer(config, work_dir, resume=arguments.resume)
     trainer.fit()
     plot_curves(work_dir / "curves.png", trainer.rows)
-    name, batch_size = config.model.model_name, config.data.batch_size
-    comparison = compare(trainer.model, name, trainer.series, trainer.windows, batch_size)
+    comparison = compare(trainer.model, config.model.model_name, trainer.series, trainer.windows, config.data)
     names = write_comparison(comparison, trainer.series, trainer.scaler, work_dir)
     print(f"in {work_dir}: {', '.join(['best.pth', 'last.pth', 'log.csv', 'train.log', 'curves.png', *names])}")
     best = str(work_dir / "best.pth")
@@ -62,10 +60,12 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.file and not arguments.work_dir:
+        raise UserError("--file also takes --work-dir: beside the checkpoint are the results on the run's own table")
     model, meta, scaler = load_forecaster(arguments.checkpoint)
     series = series_for(meta, arguments.file)
     windows, _ = windows_of(meta["data"], series, scaler)
-    comparison = compare(model, meta["model"]["model_name"], series, windows, meta["data"]["batch_size"])
+    comparison = compare(model, meta["model"]["model_name"], series, windows, meta["data"])
     work_dir = arguments.work_dir or arguments.checkpoint.parent
     names = write_comparison(comparison, series, scaler, work_dir)
     print(f"in {work_dir}: {', '.join(names)}")
@@ -75,12 +75,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def predict(arguments: argparse.Namespace) -> None:
     model, meta, scaler = load_forecaster(arguments.checkpoint)
     series = series_for(meta, arguments.file)
-    dates, values = forecast_next(model, series, scaler, meta["data"]["max_gap"])
-    make_folder(arguments.out.parent)
-    picture = arguments.out.with_suffix(".png")
-    write_forecast(arguments.out, dates, values, series.columns)
-    plot_forecast(picture, series, dates, values)
-    print(f"{len(dates)} steps after {series.source}: {arguments.out}, {picture}")
+    check_out(arguments.out, series, meta["data"])
+    dates, values = forecast_next(model, series, scaler, meta["data"])
+    paths = write_forecast(arguments.out, series, dates, values)
+    print(f"{len(dates)} steps after {series.source}: {', '.join(map(str, paths))}")
 
 
 def print_scores(comparison: Comparison) -> None:

@@ -14,6 +14,7 @@ data = dict(
     horizon=96,
     max_gap=6,
     calendar=False,
+    season=None,
     batch_size=32,
 )
 optimizer = dict(opt="adamw", lr=1e-3, weight_decay=0.01)

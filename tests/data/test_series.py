@@ -18,6 +18,7 @@ from vim.data.series import (
     last_window,
     load_series,
     read_series,
+    read_static,
     select,
 )
 from vim.errors import UserError
@@ -64,21 +65,26 @@ def test_a_table(tmp_path):
         (["date", *HOURS], "has no column beside date"),
         (["date,a", *rows(1, 2)], "has 2 rows: expected three at least"),
         (["date,a", *rows("1,2,3,4", 2, "3,4,5")], "cannot read .* as a CSV file"),
-        (["date,a,b", *rows("1,2", "2,x", "3,4")], "row 2, column b: a finite number expected, got x"),
-        (["date,a,b", *rows("1,2", "2,4", "inf,4")], "row 3, column a: a finite number expected, got inf"),
-        (["date,a", *rows(1, 2), "whenever,3"], "row 3: a date written as that of row 1 expected, got whenever"),
-        (["date,a", "1,1", "2,2", "3,3"], "dates such as 2020-01-31 23:00 expected, got 1"),
-        (["date,a", ",1", ",2", ",3"], "row 1: a date|dates such as"),
-        (["date,a", "13/01/2020,1", "14/01/2020,1", "01/15/2020,1"], "row 3: a date written as"),
-        (["date,a", *rows(1, 2), ",3"], "row 3: a date written as that of row 1 expected, got nan"),
+        (["date;a", *HOURS], "has one column, date;a: is it separated by semicolons"),
+        (["date;a", *rows(1, 2, 3)], "has one column, date;a: is it separated by semicolons"),
+        (["Date,a", *rows(1, 2, 3)], "no column named date, only Date, a: rename 'Date' to date"),
+        ([",date,a", *(f"{i},{row}" for i, row in enumerate(rows(1, 2, 3)))], "column 1 has no name: leave it out"),
+        (["date,a,a", *rows("1,2", "2,3", "3,4")], "has 2 columns named a: rename"),
+        (["date,a,b", *rows("1,2", "2,x", "3,4")], "row 2, column b: a number up to 1e\\+30 expected, got x"),
+        (["date,a,b", *rows("1,2", "2,4", "inf,4")], "row 3, column a: a number up to 1e\\+30 expected, got inf"),
+        (["date,a", *rows(1, "-1.797e308", 3)], "row 2, column a: a number up to 1e\\+30 expected, got -1.797e"),
+        (["date,a", *rows(1, 2), "whenever,3"], "row 3: a date .* written as that of row 1, expected, got whenever"),
+        (["date,a", "1,1", "2,2", "3,3"], "row 1: a date with the year first, .* got 1: write it as 2020-01-31 23:00"),
+        (["date,a", ",1", ",2", ",3"], "row 1: a date with the year first"),
+        (["date,a", "2020-01-13,1", "2020-13-01,1", "2020-01-14,1"], "row 2: a date with the year first"),
+        (["date,a", *rows(1, 2), ",3"], "row 3: a date .* got nan"),
+        (["date,a", *(f"{hour[:16]}+0{i}:00,1" for i, hour in enumerate(HOURS))], r"offsets from UTC \(\+00:00, \+01"),
         (
             ["date,a", f"{HOURS[1]},1", f"{HOURS[0]},1", f"{HOURS[2]},1"],
-            "row 2: its date 2020-01-01 00:00:00 comes before that of row 1: sort the rows",
+            "row 2: its date 2020-01-01 00:00:00 comes before that of row 1: sort the rows .* in UTC",
         ),
-        (
-            ["date,a", *rows(1, 2, 3), f"{HOURS[2]},1"],
-            "row 4: its date 2020-01-01 02:00:00 is the same as that of row 3: keep one",
-        ),
+        (["date,a", *rows(1), *rows(2), *rows(3), "2020-01-02,3"], "row 4: a date"),
+        (["date,a", *rows(1), *rows(2, 3), *rows(2, 3)[1:]], "most rows have the date of the row before"),
     ],
 )
 def test_a_table_that_is_none(tmp_path, lines, message):
@@ -145,11 +151,82 @@ def test_what_is_not_installed(monkeypatch):
         load_series("vic_elec")
 
 
-@pytest.mark.parametrize("text", ["2020/1/{} 0:00", "2020-01-0{}T00:00:00Z", "0{}.01.2020 00:00", "202001{:02}"])
-def test_other_ways_to_write_a_date(tmp_path, text):
-    """The first is that of Exchange; the third is read as January the first, then February."""
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("2020/1/{} 0:00", "D"),  # as Exchange has them
+        ("2020-01-0{}T00:00:00Z", "D"),
+        ("2020-01-0{} 00:00+02:00", "D"),
+        ("2020-01-01 00:00:00.{:03}", "ms"),
+        ("202001{:02}", "D"),
+        ("2020-{:02}", "M"),
+        ("1{:03}", "Y"),
+        ("300{}-01-01", "Y"),
+    ],
+)
+def test_other_ways_to_write_a_date(tmp_path, text, unit):
     series = read_series(write(tmp_path / "a.csv", "date,a", *(f"{text.format(i)},{i}" for i in (1, 2, 3))))
-    assert series.dates[0] == np.datetime64("2020-01-01")
+    first = {"1{:03}": "1001", "300{}-01-01": "3001", "2020-01-01 00:00:00.{:03}": "2020-01-01T00:00:00.001"}
+    expected = np.datetime64(first.get(text, "2020-01-01"), unit) + np.arange(3)
+    np.testing.assert_array_equal(series.dates, expected)
+
+
+@pytest.mark.parametrize("text", ["0{}/01/2020", "{}/13/2020", "0{}.01.2020 00:00", "0{}-01-20", "Jan {} 2020"])
+def test_the_year_comes_first(tmp_path, text):
+    """01/02/2020 is one day here and another there."""
+    with pytest.raises(UserError, match="row 1: a date with the year first, .* write it as 2020-01-31 23:00"):
+        read_series(write(tmp_path / "a.csv", "date,a", *(f"{text.format(i)},{i}" for i in (1, 2, 3))))
+
+
+def test_a_date_that_comes_twice(tmp_path, caplog):
+    """As in the Weather benchmark."""
+    series = read_series(write(tmp_path / "a.csv", "date,a", *rows(1, 2, 3), f"{HOURS[2]},4", f"{HOURS[3]},5"))
+    assert series.values[:, 0].tolist() == [1, 2, 3, 4, 5]
+    scaler = Scaler(torch.zeros(1).double(), torch.ones(1).double())
+    last_window(series, scaler, 2, 0)
+    assert caplog.text == ""
+    last_window(series, scaler, 4, 0)
+    assert "1 rows have the date of the one before" in caplog.text
+    assert "are not 1 hours" not in caplog.text
+
+
+def test_only_some_columns(tmp_path):
+    path = write(tmp_path / "a.csv", "date,town,a", *rows("Oslo,1", "Oslo,2", "Oslo,3"))
+    assert load_series("csv", str(path), ["a"]).columns == ["a"]
+    with pytest.raises(UserError, match="column town: a number"):
+        load_series("csv", str(path))
+
+
+# Covariates
+
+
+def test_static_covariates(tmp_path):
+    """In the order of the variates, scaled over them; what is of no variate is left out."""
+    path = write(tmp_path / "a.csv", "area,column,height", "1,b,5", "9,x,9", "3,a,5")
+    torch.testing.assert_close(read_static(path, ["a", "b"]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    with pytest.raises(UserError, match="a row for each variate expected, 0 found for c"):
+        read_static(path, ["a", "c"])
+    with pytest.raises(UserError, match="column height: 1 values are missing"):
+        read_static(write(tmp_path / "b.csv", "column,height", "a,1", "b,"), ["a", "b"])
+    with pytest.raises(UserError, match="has no column named column, only date, a"):
+        read_static(write(tmp_path / "c.csv", "date,a", *rows(1)), ["a"])
+
+
+@pytest.mark.parametrize("with_calendar", [False, True])
+def test_what_is_known_beforehand_is_of_the_rows_to_come(with_calendar):
+    values = np.random.default_rng(0).normal(5, 3, (100, 3))
+    series = select(make(values), ["c", "a", "b"], 1)
+    assert series.variates == ["c", "a"]
+    windows, scaler = build_windows(series, lookback=4, horizon=2, with_calendar=with_calendar)
+    batch = windows["test"].batch(torch.tensor([3]))
+    assert batch.x.shape == (1, 4, 2) and batch.observed.shape == (1, 2, 2)
+    assert batch.future.shape == (1, 2, 5 * with_calendar + 1)
+    known = (values[83:85, 1] - values[:70, 1].mean()) / values[:70, 1].std()
+    np.testing.assert_allclose(batch.future[0, :, -1], known, rtol=1e-5)
+    np.testing.assert_allclose(scaler.unscale(batch.y[0]), values[83:85][:, [2, 0]], rtol=1e-5)
+    values[50, 1] = NAN
+    with pytest.raises(UserError, match="it, column b: 1 values are missing"):
+        select(make(values), ["c", "a", "b"], 1)
 
 
 # Splits
@@ -214,7 +291,7 @@ def test_a_constant_column(value, caplog):
     windows, scaler = build_windows(make(values), lookback=4, horizon=2)
     assert scaler.std[1] == 1
     assert windows["train"].values[:, 1].abs().max() < 1e-6
-    assert "constant in the training part, and only shifted: b" in caplog.text
+    assert "training part: constant, and only shifted: b" in caplog.text
 
 
 def test_a_small_but_varying_column_is_not_constant():
@@ -240,9 +317,9 @@ def test_calendar():
     week = 2 * np.pi * np.array([4.75, 5, 0.5]) / 7
     expected = np.stack([[-1, 0, 0], [0, 1, -1], np.sin(week), np.cos(week), [0, 1, 0]], 1)
     np.testing.assert_allclose(calendar(dates), expected, atol=1e-6)
-    windows, _ = build_windows(make(np.arange(100.0)), lookback=4, horizon=3)
+    windows, _ = build_windows(make(np.arange(100.0)), lookback=4, horizon=3, with_calendar=True)
     batch = windows["val"].batch(torch.tensor([2]))
-    torch.testing.assert_close(batch.calendar[0], calendar(make(np.arange(100.0)).dates[72:75]))
+    torch.testing.assert_close(batch.future[0], calendar(make(np.arange(100.0)).dates[72:75]))
 
 
 # Missing values
@@ -276,17 +353,26 @@ def test_windows_that_touch_a_long_gap_are_left_out(caplog):
     assert train.starts.tolist() == [*range(25), *range(34, 65)]
     assert train.left_out == 9
     assert train.batch(torch.arange(len(train))).x.isfinite().all()
-    assert "9 windows of the train part left out" in caplog.text
+    assert "9 windows of the train part left out: they touch a gap of more than 3 rows or at the start" in caplog.text
 
 
 def test_gaps_that_leave_nothing():
     values = np.arange(100.0)
     values[2:70:5] = NAN
-    with pytest.raises(UserError, match=r"more than 0 missing values leave the train part no window of 4 \+ 2 rows"):
+    with pytest.raises(UserError, match=r"leave the train part no window of 4 \+ 2 rows .* a gap of more than 0 rows"):
         build_windows(make(values), lookback=4, horizon=2, max_gap=0)
     values[:70] = NAN
-    with pytest.raises(UserError, match="column a has no value in the training part"):
+    with pytest.raises(UserError, match="training part: column a has no value"):
         build_windows(make(values), lookback=4, horizon=2)
+
+
+def test_a_part_that_asks_for_nothing():
+    values = np.arange(100.0)
+    values[70:80] = NAN
+    with pytest.raises(UserError, match="leave the val part no window .* with a value to forecast"):
+        build_windows(make(values), lookback=4, horizon=2, max_gap=10)
+    values[75] = 0
+    build_windows(make(values), lookback=4, horizon=2, max_gap=10)
 
 
 def test_rows_that_are_missing_are_told(caplog):
@@ -296,9 +382,12 @@ def test_rows_that_are_missing_are_told(caplog):
     assert "1 rows are not 1 hours after the one before" in caplog.text
 
 
-def test_a_whole_series_tells_nothing(caplog):
+@pytest.mark.parametrize("step", ["h", "M", "Y"])
+def test_a_whole_series_tells_nothing(step, caplog):
+    series = make(np.arange(100.0))
+    series.dates = (np.datetime64("1900", step) + np.arange(100)).astype("datetime64[us]")
     with caplog.at_level(logging.INFO):
-        build_windows(make(np.arange(100.0)), lookback=4, horizon=2)
+        build_windows(series, lookback=4, horizon=2)
     assert caplog.text == ""
 
 
@@ -310,7 +399,7 @@ def test_the_last_window():
     values[18] = NAN
     scaler = Scaler(torch.zeros(1).double(), torch.ones(1).double())
     assert last_window(make(values), scaler, 4, 1)[0, :, 0].tolist() == [16, 17, 17, 19]
-    with pytest.raises(UserError, match="column a: more than 0 values in a row are missing in the last 4 rows"):
+    with pytest.raises(UserError, match="column a: the last 4 rows, .* touch a gap of more than 0 rows"):
         last_window(make(values), scaler, 4, 0)
     assert last_window(make(values), scaler, 1, 0).shape == (1, 1, 1)
     with pytest.raises(UserError, match="it has 20 rows: the model sees 21"):
@@ -324,16 +413,17 @@ def test_the_last_window():
         (["2020-11-01", "2020-12-01", "2021-01-01"], ["2021-02-01", "2021-03-01"]),
         (["2020-01-31", "2020-02-29", "2020-03-31"], ["2020-04-30", "2020-05-31"]),
         (["2020-01-01", "2020-01-02", "2020-01-03", "2020-01-06"], ["2020-01-07", "2020-01-08"]),
+        (["1500-01-01", "1501-01-01", "1502-01-01"], ["1503-01-01", "1504-01-01"]),
     ],
 )
 def test_the_dates_to_come(dates, expected):
-    dates = np.array(dates, "datetime64[ns]")
+    dates = np.array(dates, "datetime64[us]")
     series = Series(dates, np.zeros((len(dates), 1)), ["a"], "it")
-    np.testing.assert_array_equal(dates_after(series, 2), np.array(expected, "datetime64[ns]"))
+    np.testing.assert_array_equal(dates_after(series, 2), np.array(expected, "datetime64[us]"))
 
 
 def test_columns_are_found_by_name():
     series = make(np.arange(30.0).reshape(10, 3))
     np.testing.assert_array_equal(select(series, ["c", "a"]).values, series.values[:, [2, 0]])
-    with pytest.raises(UserError, match="it has no column d: the model was trained on a, d"):
+    with pytest.raises(UserError, match="it has no column d: expected a, d"):
         select(series, ["a", "d"])

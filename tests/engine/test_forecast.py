@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import ROOT
-from vim.data.series import BUILT_IN, Series, build_windows
+from vim.data.series import BUILT_IN, Series, build_windows, calendar, read_series
 from vim.engine import forecast as module
 from vim.engine.forecast import (
     ForecastTrainer,
@@ -124,6 +124,12 @@ def test_the_docstring_of_a_config(name):
         ({"train.amp": "bf16"}, "train has no option amp in the config .*, only seed, clip_grad, patience"),
         ({"data.split": "half"}, "data.split must be one of 'etth', 'ettm', 'ratio' in the config"),
         ({"mixup.prob": 1}, "has mixup, which is for images"),
+        ({"data.file": 12}, "data.file must be a path, in quotes"),
+        ({"data.known": "a"}, "data.known must be a list of names"),
+        ({"data.season": 0}, "data.season must be a whole number from 1"),
+        ({"data.season": 400}, "data.season must be at most data.lookback, 336, .* got 400"),
+        ({"schedule.sched": "plateau"}, "schedule.sched must be one that follows from the epoch"),
+        ({"optimizer.weight_decay": "a"}, "optimizer.weight_decay must be a number from 0"),
     ],
 )
 def test_a_config_that_does_not_fit(options, message):
@@ -135,7 +141,13 @@ def test_a_config_that_does_not_fit(options, message):
     ("options", "message"),
     [
         ({"model__model_name": "vim_tiny"}, "model.model_name must be one of 'tsm2', got 'vim_tiny'"),
-        ({"model__horizon": 3}, "the config's model does not fit"),
+        ({"model__horizon": 3}, "model.horizon follows from the config's data section: leave it out"),
+        ({"model__static_dim": 3}, "model.static_dim follows from the config's data section: leave it out"),
+        ({"model__d_state": 0}, "the config's model does not fit: d_state must be at least 1"),
+        ({"schedule__sched": "step", "schedule__decay_rate": "a"}, "the config's schedule does not fit"),
+        ({"data__known": ["x"]}, "it has no column x: expected c0, c1, x"),
+        ({"data__known": ["c0", "c1"]}, "data.known names every column of it"),
+        ({"data__static": "nothing.csv"}, "no such file: nothing.csv"),
         ({"model__variate_mixer": "x"}, "the config's model does not fit: variate_mixer must be one of"),
         ({"optimizer__opt": "none"}, "the config's optimizer does not fit"),
         ({"data__horizon": 300}, "the train part has 280 rows"),
@@ -194,15 +206,26 @@ def test_the_seasons_follow_from_the_step(minutes, lookback, names):
     series.dates = series.dates[0] + np.arange(len(series.dates)) * np.timedelta64(minutes, "m")
     windows, _ = build_windows(series, lookback=lookback, horizon=2)
     assert list(simple_forecasts(series, windows, 512)) == ["last value", *names, "linear"]
+    season = simple_forecasts(series, windows, 512, 5)
+    assert list(season) == ["last value", *names, "last season", "linear"]
+    batch = windows["test"].batch(torch.tensor([1]))
+    assert torch.equal(season["last season"](batch), batch.x[:, -5:-3])
+    series.dates[len(series.dates) // 2 :: 50] += 1  # one row in a hundred, and the step to and from it
+    assert list(simple_forecasts(series, windows, 512)) == ["last value", "linear"]
 
 
 def test_the_linear_map_is_ridge_regression():
     from sklearn.linear_model import Ridge
 
-    windows, _ = build_windows(make(600), lookback=30, horizon=5)
+    windows, _ = build_windows(make(300), lookback=30, horizon=5)
     linear = LinearMap(windows["train"], windows["val"], 64)
     batch = windows["train"].batch(torch.arange(len(windows["train"])))
     x, y = ((part - batch.x[:, -1:]).transpose(1, 2).flatten(0, 1).double().numpy() for part in (batch.x, batch.y))
+    val = windows["val"].batch(torch.arange(len(windows["val"])))
+    held_out = (val.x - val.x[:, -1:]).transpose(1, 2).flatten(0, 1).numpy()
+    wanted = (val.y - val.x[:, -1:]).transpose(1, 2).flatten(0, 1).numpy()
+    errors = [((Ridge(alpha=alpha).fit(x, y).predict(held_out) - wanted) ** 2).mean() for alpha in module.RIDGES]
+    assert linear.ridge == module.RIDGES[np.argmin(errors)] != module.RIDGES[0]
     ridge = Ridge(alpha=linear.ridge).fit(x, y)
     np.testing.assert_allclose(linear.weight[:-1], ridge.coef_.T, atol=1e-4)
     np.testing.assert_allclose(linear.weight[-1], ridge.intercept_, atol=1e-4)
@@ -228,9 +251,11 @@ def test_it_learns_and_its_checkpoint_says_all(norm, tmp_path):
     one.fit()
     errors = [row["mse"] for row in one.rows]
     assert errors[-1] < 0.5 * errors[0]
-    comparison = compare(one.model, "tsm2", one.series, one.windows, 64)
+    comparison = compare(one.model, "tsm2", one.series, one.windows, one.data)
     assert list(comparison.scores) == ["tsm2", "last value", "last day", "linear"]
     assert comparison.scores["tsm2"].mse < comparison.scores["last value"].mse
+    test = score(lambda batch: forecast_with(one.model, batch), one.windows["test"], 64)
+    assert comparison.scores["tsm2"].mse == test.mse
 
     model, meta, scaler = load_forecaster(tmp_path / "a/best.pth")
     assert not model.training
@@ -238,7 +263,7 @@ def test_it_learns_and_its_checkpoint_says_all(norm, tmp_path):
     assert torch.equal(scaler.mean, one.scaler.mean)
     batch = one.windows["test"].batch(torch.arange(3))
     assert torch.equal(forecast_with(model, batch), forecast_with(one.model, batch))
-    again = compare(model, "tsm2", one.series, one.windows, 64)
+    again = compare(model, "tsm2", one.series, one.windows, one.data)
     assert again.scores["tsm2"].mse == comparison.scores["tsm2"].mse
 
 
@@ -286,6 +311,54 @@ def test_a_run_goes_on_exactly(tmp_path):
     assert trainer(tmp_path / "new", resume=True, **options).rows == []
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1}, "was trained with another data.file: resume with the same"),
+        ({"columns": ["c0", "c2"]}, "was trained with another data.file: resume with the same"),
+        ({"data__known": ["c1"]}, "was trained with another data.known: resume with the same"),
+        ({"data__static": "static.csv"}, "was trained with another data.static: resume with the same"),
+        ({"optimizer__opt": "sgd"}, "was trained with another optimizer: resume with the same"),
+    ],
+)
+def test_a_run_does_not_go_on_with_something_else(options, message, tmp_path, monkeypatch):
+    trainer(tmp_path)._train_epoch(0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "static.csv").write_text("column,area\nc0,1\nc1,2\n")
+    other = make(seed=options.pop("seed", 0))
+    other.columns = options.pop("columns", other.columns)
+    monkeypatch.setitem(BUILT_IN, "vic_elec", lambda: other)
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path, resume=True, **options)
+
+
+def test_weights_alone_are_no_run(tmp_path):
+    trainer(tmp_path)._train_epoch(0)
+    state = read_forecaster(tmp_path / "last.pth")
+    del state["training"]
+    torch.save(state, tmp_path / "last.pth")
+    with pytest.raises(UserError, match="holds weights only, not a run to go on with"):
+        trainer(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("step_on_epochs", [False, True])
+def test_the_rate_is_the_schedules(step_on_epochs, tmp_path):
+    """A cosine from 1e-3 to 1e-5."""
+    one = trainer(tmp_path, schedule__num_epochs=4, schedule__step_on_epochs=step_on_epochs)
+    one.fit()
+    done = np.arange(4) / 4 if step_on_epochs else (np.arange(1, 5) * one.updates - 1) / (4 * one.updates)
+    expected = 1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + np.cos(np.pi * done))
+    np.testing.assert_allclose([row["lr"] for row in one.rows], expected)
+
+
+def test_gradients_are_clipped(tmp_path):
+    one = trainer(tmp_path, train__clip_grad=1e-3)
+    one.model.train()
+    one._step(one.windows["train"].batch(torch.arange(64)))
+    norm = torch.stack([p.grad.norm() for p in one.model.parameters()]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_the_seed_is_all_that_decides(tmp_path):
     rows = []
     for i, seed in enumerate((0, 0, 1)):
@@ -304,8 +377,9 @@ def test_a_short_last_batch_is_left_out(tmp_path):
 
 
 def test_a_loss_that_is_not_finite(tmp_path):
-    with pytest.raises(UserError, match=r"the (loss|validation error) of .* is (nan|inf)"):
+    with pytest.raises(UserError, match=r"the loss of update \d is (nan|inf)") as error:
         trainer(tmp_path, optimizer__lr=1e30, train__clip_grad=None).fit()
+    assert "best.pth" not in str(error.value)
 
 
 def test_what_was_filled_in_is_not_learnt(tmp_path):
@@ -327,12 +401,68 @@ def test_what_was_filled_in_is_not_learnt(tmp_path):
 def test_the_next_steps(tmp_path):
     one = trainer(tmp_path, schedule__num_epochs=8, optimizer__lr=0.01)
     one.fit()
-    dates, values = forecast_next(one.model, one.series, one.scaler, 6)
+    dates, values = forecast_next(one.model, one.series, one.scaler, one.data)
     assert dates[0] == one.series.dates[-1] + np.timedelta64(1, "h")
     assert values.shape == (4, 2)
     np.testing.assert_allclose(values, np.broadcast_to([10.5, 20.5], (4, 2)), atol=2)  # in the units of the series
-    scaled = forecast_next(one.model, Series(one.series.dates, one.series.values, [], ""), one.scaler, 6)[1]
-    np.testing.assert_array_equal(scaled, values)
+
+
+def test_the_calendar_is_that_of_the_next_steps(tmp_path):
+    one = trainer(tmp_path)
+    one.model.eval()
+    dates, values = forecast_next(one.model, one.series, one.scaler, one.data)
+    x = one.scaler.scale(one.series.values)[None, -48:]
+    future = calendar(one.series.dates[-1] + np.arange(1, 5) * np.timedelta64(1, "h"))
+    with torch.no_grad():
+        want = one.model(x, future[None, None].expand(1, 2, -1, -1))
+    np.testing.assert_allclose(values, one.scaler.unscale(want[0]))
+
+
+def test_covariates(tmp_path, monkeypatch):
+    """What decides the next steps is seen beforehand, in training, from the checkpoint, and after the table's end."""
+    series = make(404)
+    driver = np.random.default_rng(1).normal(50, 7, 404)
+    series.values[:, 0] += driver - 50
+    series.values = np.insert(series.values, 1, driver, axis=1)
+    series.columns = ["c0", "heat", "c1"]
+    truth = series.values[400:, 0].copy()
+    series.values[400:, [0, 2]] = np.nan
+    monkeypatch.setitem(BUILT_IN, "vic_elec", lambda: series)
+    (tmp_path / "static.csv").write_text("column,area\nc1,1\nc0,3\n")
+    options = {"data__known": ["heat"], "data__static": str(tmp_path / "static.csv"), "schedule__num_epochs": 30}
+    one = trainer(tmp_path / "run", **options, optimizer__lr=0.01, data__calendar=False)
+    assert (one.model.num_variates, one.model.future_dim, one.model.static_dim) == (2, 1, 1)
+    one.fit()
+    (tmp_path / "static.csv").unlink()
+    model, meta, scaler = load_forecaster(tmp_path / "run/best.pth")
+    table = module.series_for(meta)
+    dates, values = forecast_next(model, table, scaler, meta["data"])
+    np.testing.assert_array_equal(dates, series.dates[400:])
+    assert np.abs(values[:, 0] - truth).mean() < 0.5 * np.abs(truth - truth.mean()).mean()
+    series.values[401:, 1] += 30
+    other = forecast_next(model, module.series_for(meta), scaler, meta["data"])[1]
+    assert (np.abs(other - values)[:, 0] > 1).any()
+    series.values[403, 0] = 1
+    with pytest.raises(UserError, match="it: its last 4 rows must have heat and nothing else: they are what is fore"):
+        forecast_next(model, module.series_for(meta), scaler, meta["data"])
+
+
+@pytest.mark.parametrize(
+    ("dates", "first"),
+    [
+        (["2020-01-01T00:00:00.25", "2020-01-01T00:00:00.50"], "2020-01-01 00:00:00.250000"),
+        (["3020-01-01", "3020-01-02"], "3020-01-01 00:00:00"),
+        (["1500-01-01", "1501-01-01"], "1500-01-01 00:00:00"),
+    ],
+)
+def test_dates_are_written_whole_and_read_again(dates, first, tmp_path):
+    dates = np.array(dates, "datetime64[us]")
+    dates = dates[0] + np.arange(4) * (dates[1] - dates[0])
+    series = Series(dates, np.zeros((4, 1)), ["a"], "it")
+    paths = module.write_forecast(tmp_path / "a.csv", series, dates, np.zeros((4, 1)))
+    assert paths == [tmp_path / "a.csv", tmp_path / "a.png"] and paths[1].exists()
+    assert paths[0].read_text().splitlines()[1] == f"{first},0.0"
+    np.testing.assert_array_equal(read_series(paths[0]).dates, dates)
 
 
 def test_a_checkpoint_of_something_else(tmp_path):
@@ -341,10 +471,21 @@ def test_a_checkpoint_of_something_else(tmp_path):
         read_forecaster(tmp_path / "a.pth")
     with pytest.raises(UserError, match="no such checkpoint"):
         read_forecaster(tmp_path / "b.pth")
-    meta = {"model": {"model_name": "tsm3"}, "data": {}, "columns": ["a"], "mean": 0, "std": 1}
+    data = dict.fromkeys(module.RESUMED)
+    meta = {
+        "model": {"model_name": "tsm3"},
+        "data": data,
+        "columns": ["a"],
+        "mean": torch.ones(1),
+        "std": torch.ones(1),
+    }
     torch.save({"model": {}, "meta": meta}, tmp_path / "c.pth")
-    with pytest.raises(UserError, match="model.model_name must be one of 'tsm2'|names a model that cannot be built"):
+    with pytest.raises(UserError, match="names a model that cannot be built: model.model_name must be one of 'tsm2'"):
         load_forecaster(tmp_path / "c.pth")
+    for key, value in {"mean": torch.ones(2), "std": 1.0, "columns": ["a", "b"]}.items():
+        torch.save({"model": {}, "meta": {**meta, key: value}}, tmp_path / "d.pth")
+        with pytest.raises(UserError, match="d.pth is broken: it has . columns, and means and deviations"):
+            load_forecaster(tmp_path / "d.pth")
 
 
 # The tool
@@ -383,8 +524,37 @@ def test_the_tool(call, tmp_path):
     status, _, errors = call("predict", work_dir / "best.pth", tmp_path / "b.csv", "--file", write_short(tmp_path))
     assert (status, errors) == (2, f"error: {tmp_path / 'short.csv'} has 20 rows: the model sees 48\n")
     other = write(tmp_path / "other.csv", make(m=1))
-    status, _, errors = call("evaluate", work_dir / "best.pth", "--file", other)
-    assert (status, errors) == (2, f"error: {other} has no column c1: the model was trained on c0, c1\n")
+    to_other = ["--work-dir", tmp_path / "other"]
+    status, _, errors = call("evaluate", work_dir / "best.pth", "--file", other, *to_other)
+    assert (status, errors) == (2, f"error: {other} has no column c1: expected c0, c1\n")
+    assert call("evaluate", work_dir / "best.pth", "--file", table)[0] == 2
+    assert (work_dir / "test.csv").read_text() == (tmp_path / "again/test.csv").read_text()
+
+    series = read_series(table)  # in tenths, and errors are scaled as the run's
+    series.values *= 10
+    tenths = write(tmp_path / "tenths.csv", series, missing=[100, 101])
+    assert call("evaluate", work_dir / "best.pth", "--file", tenths, *to_other)[0] == 0
+    errors = [
+        [float(row["mse"]) for row in csv.DictReader((folder / "test.csv").open())]
+        for folder in (work_dir, tmp_path / "other")
+    ]
+    np.testing.assert_allclose(errors[1][:3], 100 * np.array(errors[0][:3]), rtol=1e-3)
+
+
+def test_a_forecast_replaces_no_table(call, tmp_path):
+    table = write(tmp_path / "table.csv", make())
+    before = table.read_text()
+    one = trainer(tmp_path / "run", data__dataset="csv", data__file=str(table))
+    one._train_epoch(0)
+    best = tmp_path / "run/best.pth"
+    other = write(tmp_path / "other.csv", make())
+    for words in ([table], [other, "--file", other], [table, "--file", other], [tmp_path / "run/../table.csv"]):
+        status, _, errors = call("predict", best, *words)
+        assert (status, "is a table to read, which the forecast would replace" in errors) == (2, True)
+    for out in (tmp_path / "next.png", tmp_path, "."):
+        status, _, errors = call("predict", best, out)
+        assert (status, "name a file that ends in .csv" in errors) == (2, True)
+    assert table.read_text() == before
 
 
 def write_short(folder):

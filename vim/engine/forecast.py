@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from vim.data.series import (
     Series,
     Windows,
     build_windows,
-    calendar,
     dates_after,
+    known_beforehand,
     last_window,
     load_series,
+    read_static,
     select,
 )
 from vim.engine.config import OPTIONAL_SECTIONS, VALUES, load_config, reading, write_config
@@ -43,8 +44,18 @@ from vim.errors import UserError, describe
 
 MODELS = {"tsm2": vim.models.TSM2}
 COUNT = VALUES["data.batch_size"]
+PATH = (lambda value: value is None or isinstance(value, str), "a path, in quotes where it is a number")
+RESUMED = (
+    "dataset",
+    "split",
+    "lookback",
+    "horizon",
+    "max_gap",
+    "calendar",
+    "batch_size",
+)  # a run goes on with the same
 FORECAST_KEYS = {
-    "data": ("dataset", "file", "split", "lookback", "horizon", "max_gap", "calendar", "batch_size"),
+    "data": (*RESUMED, "file", "season", "known", "static"),
     "train": ("seed", "clip_grad", "patience"),
 }
 FORECAST_VALUES = {
@@ -54,6 +65,15 @@ FORECAST_VALUES = {
     "data.max_gap": VALUES["train.seed"],
     "data.split": (lambda value: value in SPLITS, f"one of {', '.join(map(repr, SPLITS))}"),
     "data.calendar": (lambda value: isinstance(value, bool), "True or False"),
+    "data.file": PATH,
+    "data.season": VALUES["data.samples"],
+    "data.known": VALUES["train.trackers"],
+    "data.static": PATH,
+    "optimizer.weight_decay": (
+        lambda value: value is None or (isinstance(value, int | float) and value >= 0),
+        "a number from 0",
+    ),
+    "schedule.sched": (lambda value: value != "plateau", "one that follows from the epoch, such as 'cosine'"),
     "train.patience": COUNT,
 }
 RIDGES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
@@ -71,10 +91,13 @@ def load_forecast_config(path: Path, options: dict[str, Any] | None = None) -> C
     for section in OPTIONAL_SECTIONS:
         if section in config:
             raise UserError(f"the config {path} has {section}, which is for images: a forecast takes none")
+    season, lookback = config.data.get("season"), config.data.lookback
+    if season and season > lookback:
+        raise UserError(f"data.season must be at most data.lookback, {lookback}, in the config {path}, got {season}")
     return config
 
 
-def build_model(options: dict[str, Any], data: dict[str, Any], num_variates: int) -> nn.Module:
+def build_model(options: dict[str, Any], data: dict[str, Any], num_variates: int, static: Tensor | None) -> nn.Module:
     """The model of a config's `model` section, its sizes as its `data` section asks for.
 
     Raises:
@@ -83,29 +106,48 @@ def build_model(options: dict[str, Any], data: dict[str, Any], num_variates: int
     name, rest = options.get("model_name"), {key: value for key, value in options.items() if key != "model_name"}
     if name not in MODELS:
         raise UserError(f"model.model_name must be one of {', '.join(map(repr, MODELS))}, got {name!r}")
+    sizes = {
+        "num_variates": num_variates,
+        "seq_len": data["lookback"],
+        "horizon": data["horizon"],
+        "future_dim": len(CALENDAR) * data["calendar"] + len(data.get("known") or ()),
+        "static_dim": 0 if static is None else static.shape[1],
+    }
+    if sizes.keys() & rest:
+        raise UserError(f"model.{min(sizes.keys() & rest)} follows from the config's data section: leave it out")
     with reading("model"):
-        return MODELS[name](
-            num_variates=num_variates,
-            seq_len=data["lookback"],
-            horizon=data["horizon"],
-            future_dim=len(CALENDAR) if data["calendar"] else 0,
-            **rest,
-        )
+        return MODELS[name](**sizes, **rest)
+
+
+def series_of(data: dict[str, Any]) -> Series:
+    """The table that a config's `data` section asks for, with its covariates.
+
+    Raises:
+        UserError: it cannot be read, or lacks a covariate, or has nothing else.
+    """
+    series, known = load_series(data.get("dataset", ""), data.get("file")), list(data.get("known") or ())
+    variates = [name for name in series.columns if name not in known]
+    if not variates:
+        raise UserError(f"data.known names every column of {series.source}: nothing is left to forecast")
+    series = select(series, variates + known, len(known))
+    return replace(series, static=read_static(Path(data["static"]), variates)) if data.get("static") else series
 
 
 def windows_of(data: dict[str, Any], series: Series, scaler: Scaler | None = None) -> tuple[dict[str, Windows], Scaler]:
     """The windows that a config's `data` section asks for; see :func:`vim.data.series.build_windows`."""
     options = {key: data[key] for key in ("lookback", "horizon", "split", "max_gap")}
-    return build_windows(series, scaler=scaler, **options)
+    return build_windows(series, scaler=scaler, with_calendar=data["calendar"], **options)
 
 
 def forecast_with(model: Any, batch: Batch) -> Tensor:
-    """What a model makes of windows, (b, h, m), on its device; it gets the calendar if it takes one."""
+    """What a model makes of windows, (b, h, m), on its device, and of the covariates it takes."""
     device = next(model.parameters()).device
-    future = None
+    future = static = None
     if model.future_dim:
-        future = batch.calendar.to(device)[:, None].expand(-1, model.num_variates, -1, -1)
-    return model(batch.x.to(device), future)
+        future = batch.future.to(device)[:, None].expand(-1, model.num_variates, -1, -1)
+    if batch.static is not None:
+        static = batch.static.to(device)
+    return model(batch.x.to(device), future, static)
 
 
 @dataclass
@@ -179,13 +221,21 @@ def repeat(batch: Batch, period: int) -> Tensor:
     return batch.x[:, -period:].repeat(1, -(-h // period), 1)[:, :h]
 
 
-def simple_forecasts(series: Series, windows: dict[str, Windows], batch_size: int) -> dict[str, Forecast]:
-    """What a model is measured against: the last value, day and week repeated, as far as seen, and a linear map."""
+def simple_forecasts(
+    series: Series, windows: dict[str, Windows], batch_size: int, season: int | None = None
+) -> dict[str, Forecast]:
+    """What a model is measured against: the last value, day, week and season repeated, and a linear map.
+
+    Days and weeks must be seen whole, a number of rows, and at most one row in a hundred be uneven.
+    """
     forecasts: dict[str, Forecast] = {"last value": partial(repeat, period=1)}
+    even = np.mean(np.diff(series.dates) != series.step) <= 0.01
     for name, days in (("last day", 1), ("last week", 7)):
         period = days * DAY / series.step
-        if period == round(period) and 2 <= period <= windows["test"].lookback:
+        if even and period == round(period) and 2 <= period <= windows["test"].lookback:
             forecasts[name] = partial(repeat, period=round(period))
+    if season:
+        forecasts["last season"] = partial(repeat, period=season)
     forecasts["linear"] = LinearMap(windows["train"], windows["val"], batch_size)
     return forecasts
 
@@ -205,14 +255,14 @@ class ForecastTrainer:
     def __init__(self, config: Config, work_dir: Path, *, resume: bool = False) -> None:
         self.config, self.work_dir = config, work_dir
         self.data, self.options = config.data, config.train
-        self.series = load_series(self.data.get("dataset"), self.data.get("file"))
+        self.series = series_of(self.data)
         if not resume:
             check_unused(work_dir)
         make_folder(work_dir)
         with logging_to(work_dir / "train.log"):
             self.windows, self.scaler = windows_of(self.data, self.series)
         seed_all(self.options.seed)
-        self.model = build_model(config.model, self.data, len(self.series.columns))
+        self.model = build_model(config.model, self.data, len(self.series.variates), self.series.static)
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.updates = max(1, len(self.windows["train"]) // self.data.batch_size)  # without a short last one
         with reading("optimizer"):
@@ -221,6 +271,7 @@ class ForecastTrainer:
             self.scheduler, self.num_epochs = create_scheduler_v2(
                 self.optimizer, **config.schedule, updates_per_epoch=self.updates
             )
+            self._set_rate(self.num_epochs - 1, self.num_epochs * self.updates - 1)  # raises what it may
         self.rows: list[dict[str, float]] = []
         last = work_dir / "last.pth"
         if resume and last.exists():
@@ -242,6 +293,12 @@ class ForecastTrainer:
         load_weights(self.model, read_checkpoint(self.work_dir / "best.pth")["model"], self.work_dir / "best.pth")
         self.model.eval()
 
+    def _set_rate(self, epoch: int, number: int) -> None:
+        """Have the learning rate that the schedule has in that epoch, or at that update of the run."""
+        if self.scheduler is not None:
+            self.scheduler.step(epoch)
+            self.scheduler.step_update(number)
+
     def _epochs_without_gain(self) -> int:
         errors = [row["mse"] for row in self.rows]
         return len(errors) - 1 - errors.index(min(errors)) if errors else 0
@@ -252,13 +309,12 @@ class ForecastTrainer:
         losses = 0.0
         order = torch.randperm(len(self.windows["train"])).split(self.data.batch_size)[: self.updates]
         for number, indices in enumerate(order, start=epoch * self.updates):
-            if self.scheduler is not None:
-                self.scheduler.step_update(number)
+            self._set_rate(epoch, number)
             loss = self._step(self.windows["train"].batch(indices))
             if not math.isfinite(loss):
+                before = f"; best.pth in {self.work_dir} is from before" if self.rows else ""
                 raise UserError(
-                    f"the loss of update {number + 1} is {loss}: lower optimizer.lr, or set train.clip_grad; "
-                    f"best.pth in {self.work_dir} is from before"
+                    f"the loss of update {number + 1} is {loss}: lower optimizer.lr, or set train.clip_grad{before}"
                 )
             losses += loss
         self.model.eval()
@@ -294,6 +350,7 @@ class ForecastTrainer:
             "columns": self.series.columns,
             "mean": self.scaler.mean,
             "std": self.scaler.std,
+            "static": self.series.static,
         }
         training = {"optimizer": self.optimizer.state_dict(), "rows": self.rows}
         save_whole({"model": self.model.state_dict(), "meta": meta, "training": training}, self.work_dir / "last.pth")
@@ -307,16 +364,26 @@ class ForecastTrainer:
 
     def _resume(self, path: Path) -> None:
         state = read_forecaster(path)
-        changed = [
-            key
-            for key in ("dataset", "split", "lookback", "horizon", "max_gap", "calendar", "batch_size")
-            if state["meta"]["data"].get(key) != self.data.get(key)
-        ]
-        if changed or state["meta"]["columns"] != self.series.columns:
-            raise UserError(f"{path} was trained with another data.{(changed or ['file'])[0]}: resume with the same")
+        meta, training = state["meta"], state.get("training")
+        if not isinstance(training, dict):
+            raise UserError(f"{path} holds weights only, not a run to go on with")
+        changed = [key for key in (*RESUMED, "known") if meta["data"].get(key) != self.data.get(key)]
+        if meta["columns"] != self.series.columns or not self.scaler.is_near(Scaler(meta["mean"], meta["std"])):
+            changed.append("file")
+        old, new = (None if part is None else part.tolist() for part in (meta.get("static"), self.series.static))
+        if old != new:
+            changed.append("static")
+        if changed:
+            raise UserError(f"{path} was trained with another data.{changed[0]}: resume with the same")
+        if [set(group) for group in training["optimizer"]["param_groups"]] != [
+            set(group) for group in self.optimizer.state_dict()["param_groups"]
+        ]:
+            raise UserError(
+                f"{path} was trained with another optimizer: resume with the same optimizer.opt and weight_decay"
+            )
         load_weights(self.model, state["model"], path)
-        self.optimizer.load_state_dict(state["training"]["optimizer"])
-        self.rows = state["training"]["rows"]
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.rows = training["rows"]
         self._finish_epoch()
 
 
@@ -332,8 +399,13 @@ def read_forecaster(path: Path) -> dict[str, Any]:
         "model" not in state
         or not isinstance(meta, dict)
         or not {"model", "data", "columns", "mean", "std"} <= set(meta)
+        or not isinstance(meta["data"], dict)
+        or not set(RESUMED) <= set(meta["data"])
     ):
         raise UserError(f"{path} is not a checkpoint of tools/forecast.py: it does not say what columns it is of")
+    shapes = [tuple(getattr(meta[key], "shape", ())) for key in ("mean", "std")]
+    if shapes != 2 * [(len(meta["columns"]),)]:
+        raise UserError(f"{path} is broken: it has {len(meta['columns'])} columns, and means and deviations {shapes}")
     return state
 
 
@@ -346,7 +418,8 @@ def load_forecaster(path: Path) -> tuple[nn.Module, dict[str, Any], Scaler]:
     state = read_forecaster(path)
     meta = state["meta"]
     try:
-        model = build_model(meta["model"], meta["data"], len(meta["columns"]))
+        num_variates = len(meta["columns"]) - len(meta["data"].get("known") or ())
+        model = build_model(meta["model"], meta["data"], num_variates, meta.get("static"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} names a model that cannot be built: {describe(error)}") from error
     load_weights(model, state["model"], path)
@@ -364,13 +437,14 @@ class Comparison:
 
 
 def compare(
-    model: nn.Module, name: str, series: Series, windows: dict[str, Windows], batch_size: int, part: str = "test"
+    model: nn.Module, name: str, series: Series, windows: dict[str, Windows], data: dict[str, Any]
 ) -> Comparison:
-    """Measure a model and simple forecasts."""
+    """Measure a model, and simple forecasts, on the test part."""
+    test, batch_size = windows["test"], data["batch_size"]
     forecasts: dict[str, Forecast] = {name: lambda batch: forecast_with(model, batch).cpu()}
-    forecasts |= simple_forecasts(series, windows, batch_size)
-    scores = {key: score(forecast, windows[part], batch_size) for key, forecast in forecasts.items()}
-    return Comparison(scores, forecasts, windows[part])
+    forecasts |= simple_forecasts(series, windows, batch_size, data.get("season"))
+    scores = {key: score(forecast, test, batch_size) for key, forecast in forecasts.items()}
+    return Comparison(scores, forecasts, test)
 
 
 def write_comparison(comparison: Comparison, series: Series, scaler: Scaler, folder: Path) -> list[str]:
@@ -384,21 +458,54 @@ def write_comparison(comparison: Comparison, series: Series, scaler: Scaler, fol
 
 
 @torch.no_grad()
-def forecast_next(model: Any, series: Series, scaler: Scaler, max_gap: int) -> tuple[np.ndarray, np.ndarray]:
-    """The dates (h,) and values (h, m), in the series' own units, that a model expects after the last row."""
-    x, dates = last_window(series, scaler, model.seq_len, max_gap), dates_after(series, model.horizon)
-    empty = torch.empty(1, model.horizon, model.num_variates)
-    batch = Batch(x, empty, empty, calendar(dates)[None])
+def forecast_next(model: Any, series: Series, scaler: Scaler, data: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The dates (h,) and values (h, m), in the series' own units, that a model expects after the last row.
+
+    Where columns are known beforehand, after the last row but h, which have these columns only.
+
+    Raises:
+        UserError: the table's last rows are no such rows, or too few.
+    """
+    h, m = model.horizon, model.num_variates
+    dates, coming = dates_after(series, h), np.zeros((h, m))
+    if series.num_known:
+        dates, coming = series.dates[-h:], series.values[-h:]
+        series = replace(series, dates=series.dates[:-h], values=series.values[:-h])
+        if not np.isnan(coming[:, :m]).all():
+            raise UserError(
+                f"{series.source}: its last {h} rows must have {', '.join(series.columns[m:])[:200]} and nothing else: "
+                "they are what is forecast"
+            )
+    x = last_window(series, scaler, model.seq_len, data["max_gap"])
+    future = known_beforehand(dates, scaler.scale(coming)[:, m:], data["calendar"])
+    empty = torch.empty(1, h, m)
+    batch = Batch(x, empty, empty, future[None], series.static)
     return dates, scaler.unscale(forecast_with(model, batch)[0].cpu()).numpy()
 
 
-def write_forecast(path: Path, dates: np.ndarray, values: np.ndarray, columns: list[str]) -> None:
-    """Write a table like those that are read: a column `date`, and the columns of the series."""
-    texts = [str(date).replace("T", " ") for date in dates.astype("datetime64[s]")]
-    write_csv(
-        path,
-        [{"date": t, **dict(zip(columns, row, strict=True))} for t, row in zip(texts, values.tolist(), strict=True)],
-    )
+def check_out(path: Path, series: Series, data: dict[str, Any]) -> None:
+    """See that a forecast can be written there: to a CSV file, and not over the table it goes on with, or the run's.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if path.suffix.lower() != ".csv":
+        raise UserError(f"{path}: name a file that ends in .csv; a picture that ends in .png goes beside it")
+    tables = [name for name in (series.source, data.get("file"), data.get("static")) if name]
+    if path.resolve() in [Path(name).resolve() for name in tables]:
+        raise UserError(f"{path} is a table to read, which the forecast would replace: name another file")
+
+
+def write_forecast(path: Path, series: Series, dates: np.ndarray, values: np.ndarray) -> list[Path]:
+    """Write a table like those that are read, and a picture of it beside; return their paths."""
+    make_folder(path.parent)
+    seconds = dates.astype("datetime64[s]")
+    texts = np.datetime_as_string(seconds if (seconds == dates).all() else dates)
+    rows = [dict(zip(series.variates, row, strict=True)) for row in values.tolist()]
+    write_csv(path, [{"date": text.replace("T", " "), **row} for text, row in zip(texts, rows, strict=True)])
+    picture = path.with_suffix(".png")
+    plot_forecast(picture, series, dates, values)
+    return [path, picture]
 
 
 def series_for(meta: dict[str, Any], file: Path | None = None) -> Series:
@@ -407,9 +514,10 @@ def series_for(meta: dict[str, Any], file: Path | None = None) -> Series:
     Raises:
         UserError: it cannot be read, or lacks a column.
     """
-    data = meta["data"]
-    series = load_series("csv", str(file)) if file else load_series(data["dataset"], data.get("file"))
-    return select(series, meta["columns"])
+    data, columns = meta["data"], meta["columns"]
+    dataset, path = ("csv", str(file)) if file else (data["dataset"], data.get("file"))
+    series = select(load_series(dataset, path, columns), columns, len(data.get("known") or ()))
+    return replace(series, static=meta.get("static"))
 
 
 def plot_curves(path: Path, rows: list[dict[str, float]]) -> None:
@@ -452,7 +560,7 @@ def plot_windows(path: Path, comparison: Comparison, series: Series, scaler: Sca
         axes.plot(dates[-seen - windows.horizon :], torch.cat([history[i], truth[i]]), color="gray", label="observed")
         for name, values in forecasts.items():
             axes.plot(dates[-windows.horizon :], values[i], label=name)
-        axes.set(ylabel=series.columns[-1])
+        axes.set(ylabel=series.variates[-1])
         axes.tick_params(axis="x", labelrotation=20)
     panels[0, 0].legend()
     _close(figure, path)
@@ -462,7 +570,7 @@ def plot_forecast(path: Path, series: Series, dates: np.ndarray, values: np.ndar
     """The end of each variate, of the last few where there are many, and what is expected next."""
     import matplotlib.pyplot as plt
 
-    shown = range(max(0, len(series.columns) - most), len(series.columns))
+    shown = range(max(0, len(series.variates) - most), len(series.variates))
     figure, panels = plt.subplots(len(shown), figsize=(8, 2.2 * len(shown)), layout="constrained", squeeze=False)
     for axes, i in zip(panels[:, 0], shown, strict=True):
         axes.plot(series.dates[-4 * len(dates) :], series.values[-4 * len(dates) :, i], color="gray", label="observed")
