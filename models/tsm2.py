@@ -120,6 +120,9 @@ class TSM2(nn.Module):
         affine: of the reversible norm; see :class:`ReversibleNorm`.
         future_dim, static_dim: covariates of a step to come, and of a variate; 0 for none.
         select_from, averaging: see :class:`vim.layers.SelectiveSequenceMixer`, :class:`vim.layers.MambaMixerLayer`.
+        linear_skip: add one linear map from all the steps seen, the same for all variates, as LSTNet's autoregressive
+            part (https://arxiv.org/abs/1703.07015); at the start the forecast is this map's alone.
+        mixer_len: how many of the last steps seen the mixers see; by default all.
         drop_rate, drop_path_rate: dropout before the linear map; stochastic depth of each mixer.
 
     Raises:
@@ -146,6 +149,8 @@ class TSM2(nn.Module):
         static_dim: int = 0,
         select_from: SelectFrom = "conv",
         averaging: bool = True,
+        linear_skip: bool = False,
+        mixer_len: int | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -162,18 +167,22 @@ class TSM2(nn.Module):
         for name, size in {**sizes, "future_dim": future_dim, "static_dim": static_dim}.items():
             if size < (least := int(name in sizes)):
                 raise ValueError(f"{name} must be at least {least}, got {size}")
-        if seq_len < patch_size:
-            raise ValueError(f"seq_len must be at least patch_size, {patch_size}, got {seq_len}")
+        self.mixer_len = seq_len if mixer_len is None else mixer_len
+        if not patch_size <= self.mixer_len <= seq_len:
+            raise ValueError(
+                f"seq_len, and mixer_len up to it, must be at least patch_size, {patch_size}, "
+                f"got {seq_len}, {mixer_len}"
+            )
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_variates, self.seq_len, self.horizon = num_variates, seq_len, horizon
         self.patch_size, self.patch_stride = patch_size, patch_stride
         self.future_dim, self.static_dim = future_dim, static_dim
         stretches = 1 + (future_dim > 0) + (static_dim > 0)
-        self.num_patches = (stretches * seq_len - patch_size) // patch_stride + 2
+        self.num_patches = (stretches * self.mixer_len - patch_size) // patch_stride + 2
 
         self.rev_norm = ReversibleNorm(num_variates, affine=affine, **dd)
-        self.future = FutureProjection(future_dim, horizon, seq_len, d_state, **dd) if future_dim else None
-        self.static = nn.Linear(static_dim, seq_len, **dd) if static_dim else None
+        self.future = FutureProjection(future_dim, horizon, self.mixer_len, d_state, **dd) if future_dim else None
+        self.static = nn.Linear(static_dim, self.mixer_len, **dd) if static_dim else None
         self.patch_embed = nn.Linear(patch_size, embed_dim, **dd)
         branches = (2 if variate_mixer != "none" else 1) * depth
         s6: dict[str, Any] = {"expand": expand, "d_state": d_state, "select_from": select_from, "depth": branches, **dd}
@@ -197,6 +206,10 @@ class TSM2(nn.Module):
             self.norm_f.num_batches_tracked = torch.zeros((), **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(width, horizon, **dd)
+        self.skip = nn.Linear(seq_len, horizon, bias=False, **dd) if linear_skip else None
+        if linear_skip:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
 
     def no_weight_decay(self) -> set[str]:
         """The names of the parameters that weight decay must leave alone."""
@@ -229,14 +242,16 @@ class TSM2(nn.Module):
         """
         self._check(x, future, static)
         x, mean, std = self.rev_norm(x.transpose(1, 2))
-        stretches = [x]
+        stretches = [x[..., -self.mixer_len :]]
         if self.future is not None:
             stretches.append(self.future(future))
         if self.static is not None and static is not None:
-            stretches.append(self.static(static).expand_as(x))
-        x = self.forward_features(torch.cat(stretches, dim=-1))
-        x = self.norm_f(x.flatten(2).flatten(0, 1).to(self.norm_f.weight.dtype))
-        y = self.head(self.head_drop(x)).unflatten(0, mean.shape[:2])
+            stretches.append(self.static(static).expand_as(stretches[0]))
+        z = self.forward_features(torch.cat(stretches, dim=-1))
+        z = self.norm_f(z.flatten(2).flatten(0, 1).to(self.norm_f.weight.dtype))
+        y = self.head(self.head_drop(z)).unflatten(0, mean.shape[:2])
+        if self.skip is not None:
+            y = y + self.skip(x)
         return self.rev_norm.reverse(y, mean, std).transpose(1, 2)
 
     def _check(self, x: Tensor, future: Tensor | None, static: Tensor | None) -> None:

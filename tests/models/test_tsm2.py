@@ -22,7 +22,9 @@ VARIANTS = [
     {"norm": "batch"},
     {"affine": True},
     {"select_from": "input"},
+    {"mixer_len": 24},
     COVARIATES,
+    {**COVARIATES, "mixer_len": 24},
 ]
 
 
@@ -190,6 +192,20 @@ def test_mixers_start_smaller_the_more_there_are(variate_mixer, branches):
     assert bound == pytest.approx(128**-0.5 / branches**0.5, rel=0.01)
 
 
+def test_the_linear_map_beside_the_mixers():
+    """All there is at the start; it sees every step, and the mixers only the last."""
+    model, x = build(linear_skip=True, mixer_len=16).eval(), windows()
+    mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True, unbiased=False)
+    expected = (model.skip.weight @ ((x - mean) / std)) * std + mean
+    torch.testing.assert_close(model(x), expected)
+    torch.nn.init.normal_(model.head.weight)
+    other = torch.cat([x[:, :24].flip(1), x[:, 24:]], 1)  # of the same mean and deviation
+    beside = [model(one) - (model.skip.weight @ ((one - mean) / std)) * std for one in (x, other)]
+    torch.testing.assert_close(*beside)
+    assert (model(x) - model(other)).abs().min() > 1e-3
+    assert (beside[0] - mean).abs().min() > 1e-3
+
+
 def test_the_covariates():
     model = build(**COVARIATES)
     assert model.num_patches == (3 * 40 - 8) // 4 + 2
@@ -276,7 +292,9 @@ def test_covariates_that_do_not_fit():
         ({"variate_mixer": "tied"}, "variate_mixer must be one of"),
         ({"norm": "rms"}, "norm one of"),
         ({"select_from": "x"}, "select_from must be"),
-        ({"seq_len": 7}, "seq_len must be at least patch_size, 8, got 7"),
+        ({"seq_len": 7}, "seq_len, and mixer_len up to it, must be at least patch_size, 8, got 7"),
+        ({"mixer_len": 41}, "mixer_len up to it, .*, got 40, 41"),
+        ({"mixer_len": 7}, "mixer_len up to it, must be at least patch_size, 8, got 40, 7"),
         ({"horizon": 0}, "horizon must be at least 1, got 0"),
         ({"d_state": 0}, "d_state must be at least 1, got 0"),
         ({"expand": 0}, "expand must be at least 1, got 0"),
