@@ -45,6 +45,8 @@ SMALL = {
     "model.embed_dim": 8,
     "model.depth": 1,
     "model.d_state": 2,
+    "model.linear_skip": False,
+    "model.mixer_len": None,
     "schedule.num_epochs": 2,
     "schedule.warmup_epochs": 0,
 }
@@ -87,7 +89,7 @@ def test_every_benchmark_has_its_configs():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_trains(name, tmp_path, monkeypatch):
-    """One update, on windows of its own shape."""
+    """Two updates, on windows of its own shape: a head may start at 0."""
     config = load_forecast_config(CONFIGS[name], {"data.batch_size": 2})
     dataset, h = name.split("_")[1:]
     assert (config.data.horizon, config.train.patience) == (int(h), 5)
@@ -98,9 +100,10 @@ def test_a_config_trains(name, tmp_path, monkeypatch):
     before = {key: value.clone() for key, value in one.model.state_dict().items()}
     one.model.train()
     one.optimizer.param_groups[0]["lr"] = one.optimizer.param_groups[1]["lr"] = 1e-3
-    loss = one._step(one.windows["train"].batch(torch.tensor([0, 5])))
-    assert 0 < loss < 10
-    assert [key for key, value in one.model.state_dict().items() if torch.equal(value, before[key])] == []
+    losses = [one._step(one.windows["train"].batch(torch.tensor([0, 5]))) for _ in range(2)]
+    assert 0 < losses[1] < losses[0] < 10
+    same = [key for key, value in one.model.state_dict().items() if torch.equal(value, before[key])]
+    assert same == (["skip.weight"] if config.model.get("linear_skip") else [])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -357,6 +360,20 @@ def test_gradients_are_clipped(tmp_path):
     one._step(one.windows["train"].batch(torch.arange(64)))
     norm = torch.stack([p.grad.norm() for p in one.model.parameters()]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_model_with_a_linear_map_starts_from_the_fitted_one(tmp_path):
+    one = trainer(tmp_path, model__linear_skip=True, model__mixer_len=24, model__variate_mixer="s6", optimizer__lr=0.01)
+    linear = LinearMap(one.windows["train"], one.windows["val"], 64)
+    linear.weight[-1] = 0  # the constant
+    batch = one.windows["test"].batch(torch.arange(20))
+    torch.testing.assert_close(forecast_with(one.model.eval(), batch), linear(batch), rtol=1e-4, atol=1e-4)
+    before = one.model.skip.weight.clone()
+    one.fit()
+    assert torch.equal(one.model.skip.weight, before)
+    assert (forecast_with(one.model, batch) - linear(batch)).abs().max() > 1e-3
+    loaded, _, _ = load_forecaster(tmp_path / "best.pth")
+    torch.testing.assert_close(forecast_with(loaded, batch), forecast_with(one.model, batch))
 
 
 def test_the_seed_is_all_that_decides(tmp_path):

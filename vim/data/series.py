@@ -247,7 +247,8 @@ def _packed(package: str, path: str) -> Any:
 def lorenz(n: int = 6000, step: float = 0.05) -> Series:
     """Lorenz's system in its chaotic state, three variates, simulated by the fourth-order Runge-Kutta method.
 
-    The rows are 0.05 apart, some fifteen to an oscillation, and dated as if they were minutes.
+    The rows are 0.05 apart, some fifteen to an oscillation, and dated as if they were minutes. By hand, and not by a
+    library's solver, whose next release would round otherwise: of a chaotic system, that makes another series.
 
     Source: E. N. Lorenz, Deterministic Nonperiodic Flow, 1963.
     """

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 
-import vim
 from vim.checkpoints import read_checkpoint
 from vim.data.loading import seed_all
 from vim.data.series import (
@@ -41,8 +40,9 @@ from vim.engine.files import link_whole, make_folder, write_csv
 from vim.engine.log import logging_to
 from vim.engine.weights import check_unused, load_weights, save_whole
 from vim.errors import UserError, describe
+from vim.models import TSM2
 
-MODELS = {"tsm2": vim.models.TSM2}
+MODELS = {"tsm2": TSM2}
 COUNT = VALUES["data.batch_size"]
 PATH = (lambda value: value is None or isinstance(value, str), "a path, in quotes where it is a number")
 RESUMED = (
@@ -97,7 +97,7 @@ def load_forecast_config(path: Path, options: dict[str, Any] | None = None) -> C
     return config
 
 
-def build_model(options: dict[str, Any], data: dict[str, Any], num_variates: int, static: Tensor | None) -> nn.Module:
+def build_model(options: dict[str, Any], data: dict[str, Any], num_variates: int, static: Tensor | None) -> TSM2:
     """The model of a config's `model` section, its sizes as its `data` section asks for.
 
     Raises:
@@ -215,6 +215,14 @@ class LinearMap:
         return self._apply(batch, self.weight)
 
 
+def fit_skip(skip: nn.Module, linear: LinearMap) -> None:
+    """Make a model's linear map the one fitted in closed form, but its constant, and leave it so in training."""
+    weight = linear.weight[:-1].T.clone()
+    weight[:, -1] += 1 - weight.sum(1)  # the fitted one is of windows shifted by their last value
+    skip.load_state_dict({"weight": weight})
+    skip.requires_grad_(False)
+
+
 def repeat(batch: Batch, period: int) -> Tensor:
     """The last `period` steps seen, over and over."""
     h = batch.y.shape[1]
@@ -263,6 +271,8 @@ class ForecastTrainer:
             self.windows, self.scaler = windows_of(self.data, self.series)
         seed_all(self.options.seed)
         self.model = build_model(config.model, self.data, len(self.series.variates), self.series.static)
+        if self.model.skip is not None:
+            fit_skip(self.model.skip, LinearMap(self.windows["train"], self.windows["val"], self.data.batch_size))
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.updates = max(1, len(self.windows["train"]) // self.data.batch_size)  # without a short last one
         with reading("optimizer"):
