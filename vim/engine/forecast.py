@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 
+import vim
 from vim.checkpoints import read_checkpoint
 from vim.data.loading import seed_all
 from vim.data.series import (
@@ -40,9 +41,8 @@ from vim.engine.files import link_whole, make_folder, write_csv
 from vim.engine.log import logging_to
 from vim.engine.weights import check_unused, load_weights, save_whole
 from vim.errors import UserError, describe
-from vim.models import TSM2
 
-MODELS = {"tsm2": TSM2}
+MODELS = {"tsm2": vim.models.TSM2}
 COUNT = VALUES["data.batch_size"]
 PATH = (lambda value: value is None or isinstance(value, str), "a path, in quotes where it is a number")
 RESUMED = (
@@ -97,7 +97,7 @@ def load_forecast_config(path: Path, options: dict[str, Any] | None = None) -> C
     return config
 
 
-def build_model(options: dict[str, Any], data: dict[str, Any], num_variates: int, static: Tensor | None) -> TSM2:
+def build_model(options: dict[str, Any], data: dict[str, Any], num_variates: int, static: Tensor | None) -> Any:
     """The model of a config's `model` section, its sizes as its `data` section asks for.
 
     Raises:
