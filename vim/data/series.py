@@ -105,17 +105,10 @@ def _read_table(path: Path, text: str) -> Any:
     pandas = _pandas()
     if not path.is_file():
         raise UserError(f"no such file: {path}")
-    try:
-        header = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
-        if len(header) == 1 and ";" in header[0]:
-            raise UserError(
-                f"{path} has one column, {header[0][:200]}: is it separated by semicolons? Commas are expected"
-            )
-        table = pandas.read_csv(path, dtype={text: str})
-    except UserError:
-        raise
-    except (ValueError, UnicodeDecodeError) as error:  # pandas's own errors are ValueErrors
-        raise UserError(f"cannot read {path} as a CSV file: {one_line(str(error))}") from error
+    header = _read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
+    if len(header) == 1 and ";" in header[0]:
+        raise UserError(f"{path} has one column, {header[0][:200]}: is it separated by semicolons? Commas are expected")
+    table = _read_csv(path, dtype={text: str})
     if not isinstance(table.index, pandas.RangeIndex):  # pandas takes what is too much for an index
         raise UserError(f"cannot read {path} as a CSV file: its rows have more fields than its header has names")
     if "" in header:
@@ -126,6 +119,13 @@ def _read_table(path: Path, text: str) -> Any:
             f"{path} has {header.count(twice[0])} columns named {twice[0]}: rename or leave out all but one"
         )
     return table
+
+
+def _read_csv(path: Path, **options: Any) -> Any:
+    try:
+        return _pandas().read_csv(path, **options)
+    except (ValueError, UnicodeDecodeError) as error:  # pandas's own errors are ValueErrors
+        raise UserError(f"cannot read {path} as a CSV file: {one_line(str(error))}") from error
 
 
 def from_table(table: Any, source: str, only: list[str] | None = None) -> Series:
