@@ -168,11 +168,10 @@ class TSM2(nn.Module):
             if size < (least := int(name in sizes)):
                 raise ValueError(f"{name} must be at least {least}, got {size}")
         self.mixer_len = seq_len if mixer_len is None else mixer_len
+        if seq_len < patch_size:
+            raise ValueError(f"seq_len (data.lookback) must be at least patch_size, {patch_size}, got {seq_len}")
         if not patch_size <= self.mixer_len <= seq_len:
-            raise ValueError(
-                f"seq_len, and mixer_len up to it, must be at least patch_size, {patch_size}, "
-                f"got {seq_len}, {mixer_len}"
-            )
+            raise ValueError(f"mixer_len must be from patch_size, {patch_size}, to seq_len, {seq_len}, got {mixer_len}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_variates, self.seq_len, self.horizon = num_variates, seq_len, horizon
         self.patch_size, self.patch_stride = patch_size, patch_stride

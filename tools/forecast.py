@@ -54,7 +54,8 @@ def train(arguments: argparse.Namespace) -> None:
     print(f"in {work_dir}: {', '.join(['best.pth', 'last.pth', 'log.csv', 'train.log', 'curves.png', *names])}")
     best = str(work_dir / "best.pth")
     print("next:")
-    for words in (["evaluate", best], ["predict", best, str(work_dir / "next.csv")]):
+    table = ["--file", "TABLE"] if config.data.get("known") else []  # one that ends with what is known beforehand
+    for words in (["evaluate", best], ["predict", best, str(work_dir / "next.csv"), *table]):
         print(f"  {shlex.join(['python', 'tools/forecast.py', *words])}")
     print_scores(comparison)
 
@@ -75,7 +76,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def predict(arguments: argparse.Namespace) -> None:
     model, meta, scaler = load_forecaster(arguments.checkpoint)
     series = series_for(meta, arguments.file)
-    check_out(arguments.out, series, meta["data"])
+    check_out(arguments.out, arguments.checkpoint.parent, series, meta["data"])
     dates, values = forecast_next(model, series, scaler, meta["data"])
     paths = write_forecast(arguments.out, series, dates, values)
     print(f"{len(dates)} steps after {series.source}: {', '.join(map(str, paths))}")

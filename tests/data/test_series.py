@@ -74,7 +74,7 @@ def test_a_table(tmp_path):
         (["date,a,b", *rows("1,2", "2,4", "inf,4")], "row 3, column a: a number up to 1e\\+30 expected, got inf"),
         (["date,a", *rows(1, "-1.797e308", 3)], "row 2, column a: a number up to 1e\\+30 expected, got -1.797e"),
         (["date,a", *rows(1, 2), "whenever,3"], "row 3: a date .* written as that of row 1, expected, got whenever"),
-        (["date,a", "1,1", "2,2", "3,3"], "row 1: a date with the year first, .* got 1: write it as 2020-01-31 23:00"),
+        (["date,a", "1,1", "2,2", "3,3"], "row 1: a date with the year first.* got 1: write it as 2020-01-31 23:00"),
         (["date,a", ",1", ",2", ",3"], "row 1: a date with the year first"),
         (["date,a", "2020-01-13,1", "2020-13-01,1", "2020-01-14,1"], "row 2: a date with the year first"),
         (["date,a", *rows(1, 2), ",3"], "row 3: a date .* got nan"),
@@ -174,7 +174,7 @@ def test_other_ways_to_write_a_date(tmp_path, text, unit):
 @pytest.mark.parametrize("text", ["0{}/01/2020", "{}/13/2020", "0{}.01.2020 00:00", "0{}-01-20", "Jan {} 2020"])
 def test_the_year_comes_first(tmp_path, text):
     """01/02/2020 is one day here and another there."""
-    with pytest.raises(UserError, match="row 1: a date with the year first, .* write it as 2020-01-31 23:00"):
+    with pytest.raises(UserError, match="row 1: a date with the year first.* write it as 2020-01-31 23:00"):
         read_series(write(tmp_path / "a.csv", "date,a", *(f"{text.format(i)},{i}" for i in (1, 2, 3))))
 
 
@@ -414,6 +414,14 @@ def test_the_last_window():
         (["2020-01-31", "2020-02-29", "2020-03-31"], ["2020-04-30", "2020-05-31"]),
         (["2020-01-01", "2020-01-02", "2020-01-03", "2020-01-06"], ["2020-01-07", "2020-01-08"]),
         (["1500-01-01", "1501-01-01", "1502-01-01"], ["1503-01-01", "1504-01-01"]),
+        (["2020-01-15", "2020-02-15", "2020-04-15", "2020-05-15"], ["2020-06-15", "2020-07-15"]),
+        (["2018-03-15", "2019-03-15", "2020-03-15"], ["2021-03-15", "2022-03-15"]),
+        (["2020-01-01", "2020-01-02", "2020-01-03", "2020-01-07", "2020-01-10"], ["2020-01-13", "2020-01-14"]),
+        (["2020-01-01", "2020-01-02", "2020-01-03", "2020-01-05", "2020-01-10"], ["2020-01-11", "2020-01-12"]),
+        (
+            [f"2020-01-0{day} {hour}:00" for day in (3, 4, 5) for hour in range(10, 18)],
+            ["2020-01-05T18", "2020-01-05T19"],
+        ),
     ],
 )
 def test_the_dates_to_come(dates, expected):

@@ -148,7 +148,7 @@ def test_a_config_that_does_not_fit(options, message):
         ({"model__static_dim": 3}, "model.static_dim follows from the config's data section: leave it out"),
         ({"model__d_state": 0}, "the config's model does not fit: d_state must be at least 1"),
         ({"schedule__sched": "step", "schedule__decay_rate": "a"}, "the config's schedule does not fit"),
-        ({"data__known": ["x"]}, "it has no column x: expected c0, c1, x"),
+        ({"data__known": ["x"]}, "data.known: columns of it, each once, expected, got x"),
         ({"data__known": ["c0", "c1"]}, "data.known names every column of it"),
         ({"data__static": "nothing.csv"}, "no such file: nothing.csv"),
         ({"model__variate_mixer": "x"}, "the config's model does not fit: variate_mixer must be one of"),
@@ -317,10 +317,12 @@ def test_a_run_goes_on_exactly(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": 1}, "was trained with another data.file: resume with the same"),
-        ({"columns": ["c0", "c2"]}, "was trained with another data.file: resume with the same"),
+        ({"seed": 1}, "was trained with another data.file or data.static, or other rows"),
+        ({"columns": ["c0", "c2"]}, "was trained with another data.file or data.static, or other rows"),
+        ({"rows": 399}, "was trained with another data.file or data.static, or other rows"),
         ({"data__known": ["c1"]}, "was trained with another data.known: resume with the same"),
-        ({"data__static": "static.csv"}, "was trained with another data.static: resume with the same"),
+        ({"data__static": "static.csv"}, "was trained with another data.file or data.static, or other rows"),
+        ({"model__patch_stride": 9}, "was trained with other options of the model: resume with {.*'d_state': 2"),
         ({"optimizer__opt": "sgd"}, "was trained with another optimizer: resume with the same"),
     ],
 )
@@ -328,7 +330,7 @@ def test_a_run_does_not_go_on_with_something_else(options, message, tmp_path, mo
     trainer(tmp_path)._train_epoch(0)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "static.csv").write_text("column,area\nc0,1\nc1,2\n")
-    other = make(seed=options.pop("seed", 0))
+    other = make(options.pop("rows", 400), seed=options.pop("seed", 0))
     other.columns = options.pop("columns", other.columns)
     monkeypatch.setitem(BUILT_IN, "vic_elec", lambda: other)
     with pytest.raises(UserError, match=message):
@@ -435,7 +437,7 @@ def test_the_calendar_is_that_of_the_next_steps(tmp_path):
     np.testing.assert_allclose(values, one.scaler.unscale(want[0]))
 
 
-def test_covariates(tmp_path, monkeypatch):
+def test_covariates(tmp_path, monkeypatch, caplog):
     """What decides the next steps is seen beforehand, in training, from the checkpoint, and after the table's end."""
     series = make(404)
     driver = np.random.default_rng(1).normal(50, 7, 404)
@@ -459,6 +461,13 @@ def test_covariates(tmp_path, monkeypatch):
     series.values[401:, 1] += 30
     other = forecast_next(model, module.series_for(meta), scaler, meta["data"])[1]
     assert (np.abs(other - values)[:, 0] > 1).any()
+    series.dates[400:] += np.timedelta64(1, "D")
+    caplog.clear()
+    forecast_next(model, module.series_for(meta), scaler, meta["data"])
+    assert "it: its last 4 rows do not follow as the others do" in caplog.text
+    series.values[403, 1] = 1e30
+    with pytest.raises(UserError, match="it: the forecast is not finite: is a value in its last rows far from others"):
+        forecast_next(model, module.series_for(meta), scaler, meta["data"])
     series.values[403, 0] = 1
     with pytest.raises(UserError, match="it: its last 4 rows must have heat and nothing else: they are what is fore"):
         forecast_next(model, module.series_for(meta), scaler, meta["data"])
@@ -468,8 +477,8 @@ def test_covariates(tmp_path, monkeypatch):
     ("dates", "first"),
     [
         (["2020-01-01T00:00:00.25", "2020-01-01T00:00:00.50"], "2020-01-01 00:00:00.250000"),
-        (["3020-01-01", "3020-01-02"], "3020-01-01 00:00:00"),
-        (["1500-01-01", "1501-01-01"], "1500-01-01 00:00:00"),
+        (["3020-01-01", "3020-01-02"], "3020-01-01"),
+        (["1500-01-01T12", "1501-01-01T12"], "1500-01-01 12:00:00"),
     ],
 )
 def test_dates_are_written_whole_and_read_again(dates, first, tmp_path):
@@ -568,6 +577,8 @@ def test_a_forecast_replaces_no_table(call, tmp_path):
     for words in ([table], [other, "--file", other], [table, "--file", other], [tmp_path / "run/../table.csv"]):
         status, _, errors = call("predict", best, *words)
         assert (status, "is a table to read, which the forecast would replace" in errors) == (2, True)
+    status, _, errors = call("predict", best, tmp_path / "run/log.csv")
+    assert (status, "is for results of the run, which the forecast would replace" in errors) == (2, True)
     for out in (tmp_path / "next.png", tmp_path, "."):
         status, _, errors = call("predict", best, out)
         assert (status, "name a file that ends in .csv" in errors) == (2, True)
@@ -592,3 +603,14 @@ def test_mistakes(words, message, call, tmp_path, monkeypatch):
     status, output, errors = call(*words)
     assert (status, output) == (2, "")
     assert errors == f"error: {message}\n"
+
+
+def test_a_table_of_other_steps_is_told(tmp_path, caplog):
+    one = trainer(tmp_path / "run")
+    one._train_epoch(0)
+    meta, series = read_forecaster(tmp_path / "run/best.pth")["meta"], make()
+    module.series_for(meta, write(tmp_path / "hours.csv", series))
+    assert "apart" not in caplog.text
+    series.dates = series.dates[0] + (series.dates - series.dates[0]) // 6
+    module.series_for(meta, write(tmp_path / "minutes.csv", series))
+    assert "minutes.csv: its rows are 600 s apart, those learned from 3600 s" in caplog.text

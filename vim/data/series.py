@@ -3,6 +3,7 @@
 The splits and the scaling are those of the long-horizon benchmarks (Informer, https://arxiv.org/abs/2012.07436).
 """
 
+import hashlib
 import logging
 import warnings
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ SPLITS = {
 PARTS = ("train", "val", "test")
 DAY = np.timedelta64(1, "D")
 LARGEST = 1e30  # its square overflows no float64
-CLOCK = r"[T ]\d\d?(?::\d\d){0,2}(?:[.,]\d+)?"
-OFFSET = r"Z|[+-]\d\d(?::?\d\d)?"
-YEAR_FIRST = rf"\d{{4}}(?:(?:-\d\d?){{1,2}}|(?:/\d\d?){{1,2}}|\d{{4}})?(?:{CLOCK})?(?: ?(?:{OFFSET}))?"
+CLOCK = r"[T ]\d\d?(?::\d\d){0,2}(?:\.\d+)?"
+OFFSET = r"Z|[+-]\d\d:?\d\d"
+YEAR_FIRST = rf"\d{{4}}(?:(?:-\d\d?){{1,2}}|(?:/\d\d?){{2}}|\d{{4}})?(?:{CLOCK})?(?: ?(?:{OFFSET}))?"
 
 _logger = logging.getLogger(__name__)
 
@@ -61,10 +62,21 @@ class Series:
         return self.columns[: len(self.columns) - self.num_known]
 
     @property
+    def seconds(self) -> float:
+        """The usual time from one row to the next."""
+        return float(self.step / np.timedelta64(1, "s"))
+
+    @property
     def step(self) -> np.timedelta64:
         """The usual time from one row to the next."""
         steps, counts = np.unique(np.diff(self.dates), return_counts=True)
         return steps[counts.argmax()]
+
+    @property
+    def digest(self) -> str:
+        """Of dates, values and static covariates: a table with another digest is another table."""
+        content = [self.dates.astype("datetime64[us]"), self.values, *([] if self.static is None else [self.static])]
+        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in content)).hexdigest()
 
     @property
     def frequency(self) -> str | None:
@@ -72,7 +84,11 @@ class Series:
         pandas = _pandas()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pandas 3 announces another type for pandas 4; either will do
-            return pandas.infer_freq(pandas.DatetimeIndex(self.dates))
+            name = pandas.infer_freq(pandas.DatetimeIndex(self.dates))
+            if name:  # business hours, it says of any eight hours a day
+                again = pandas.date_range(self.dates[0], periods=len(self.dates), freq=name)
+                return name if (again == self.dates).all() else None
+            return None
 
 
 class Batch(NamedTuple):
@@ -172,7 +188,7 @@ def _dates(texts: Any, source: str) -> np.ndarray:
     texts = texts.astype(str).str.strip()
     if len(texts) < 3:
         raise UserError(f"{source} has {len(texts)} rows: expected three at least")
-    offsets = texts.str.extract(rf":\d\d\S* ?({OFFSET})$", expand=False).dropna().unique()
+    offsets = texts.str.extract(rf"(?:{CLOCK}) ?({OFFSET})$", expand=False).dropna().unique()
     if len(offsets) > 1:
         raise UserError(
             f"{source} has dates of several offsets from UTC ({', '.join(offsets[:3])}), as daylight saving makes "
@@ -188,9 +204,10 @@ def _dates(texts: Any, source: str) -> np.ndarray:
     wrong = np.isnat(dates) | ~texts.str.fullmatch(YEAR_FIRST).to_numpy(bool) | guessed
     if wrong.any():
         row = int(wrong.argmax())
+        alike = ", written as that of row 1," if row else ""
         raise UserError(
-            f"{source}, row {row + 1}: a date with the year first, written as that of row 1, expected, "
-            f"got {texts.iloc[row]}: write it as 2020-01-31 23:00"
+            f"{source}, row {row + 1}: a date with the year first{alike} expected, got {texts.iloc[row]}: "
+            "write it as 2020-01-31 23:00"
         )
     back = np.diff(dates) < np.timedelta64(0)
     if back.any():
@@ -377,10 +394,6 @@ class Scaler(NamedTuple):
         m = values.shape[-1]
         return values.double() * self.std[:m] + self.mean[:m]
 
-    def is_near(self, other: "Scaler") -> bool:
-        """Whether another has the same columns' means and standard deviations, but for rounding."""
-        return all(((own - its).abs() <= 1e-9 * self.std).all() for own, its in zip(self, other, strict=True))
-
 
 class Windows:
     """Every stretch of lookback + horizon rows between two borders, one row apart, that has no long gap.
@@ -537,9 +550,18 @@ def last_window(series: Series, scaler: Scaler, lookback: int, max_gap: int) -> 
 
 
 def dates_after(series: Series, count: int) -> np.ndarray:
-    """The dates of the rows to come: as pandas infers them (months, working days), else the usual step apart."""
+    """The dates of the rows to come: as pandas infers them (months, working days), else the usual step apart.
+
+    Days without any weekend are working days, though some may be missing, and steps from four weeks are months.
+    """
     pandas = _pandas()
-    frequency = series.frequency or pandas.Timedelta(series.step)
+    frequency: Any = series.frequency
+    if frequency is None:
+        frequency = pandas.Timedelta(series.step)
+        if series.step == DAY and np.is_busday(series.dates.astype("datetime64[D]")).all():
+            frequency = "B"
+        elif series.step >= 28 * DAY:
+            frequency = pandas.DateOffset(months=round(series.step / DAY / 30.44))
     return pandas.date_range(series.dates[-1], periods=count + 1, freq=frequency)[1:].to_numpy()
 
 

@@ -54,6 +54,7 @@ RESUMED = (
     "calendar",
     "batch_size",
 )  # a run goes on with the same
+RATES = ("drop_rate", "drop_path_rate")  # what a run may go on with another of
 FORECAST_KEYS = {
     "data": (*RESUMED, "file", "season", "known", "static"),
     "train": ("seed", "clip_grad", "patience"),
@@ -76,6 +77,7 @@ FORECAST_VALUES = {
     "schedule.sched": (lambda value: value != "plateau", "one that follows from the epoch, such as 'cosine'"),
     "train.patience": COUNT,
 }
+RESULTS = ("curves", "log", "steps", "test", "windows")  # of a run, as tables or pictures
 RIDGES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 ROWS_AT_ONCE = 2**20  # of a matrix of windows
 
@@ -127,6 +129,9 @@ def series_of(data: dict[str, Any]) -> Series:
     """
     series, known = load_series(data.get("dataset", ""), data.get("file")), list(data.get("known") or ())
     variates = [name for name in series.columns if name not in known]
+    for name in known:
+        if name not in series.columns or known.count(name) > 1:
+            raise UserError(f"data.known: columns of {series.source}, each once, expected, got {name}")
     if not variates:
         raise UserError(f"data.known names every column of {series.source}: nothing is left to forecast")
     series = select(series, variates + known, len(known))
@@ -361,6 +366,8 @@ class ForecastTrainer:
             "mean": self.scaler.mean,
             "std": self.scaler.std,
             "static": self.series.static,
+            "seconds": self.series.seconds,
+            "digest": self.series.digest,
         }
         training = {"optimizer": self.optimizer.state_dict(), "rows": self.rows}
         save_whole({"model": self.model.state_dict(), "meta": meta, "training": training}, self.work_dir / "last.pth")
@@ -378,13 +385,13 @@ class ForecastTrainer:
         if not isinstance(training, dict):
             raise UserError(f"{path} holds weights only, not a run to go on with")
         changed = [key for key in (*RESUMED, "known") if meta["data"].get(key) != self.data.get(key)]
-        if meta["columns"] != self.series.columns or not self.scaler.is_near(Scaler(meta["mean"], meta["std"])):
-            changed.append("file")
-        old, new = (None if part is None else part.tolist() for part in (meta.get("static"), self.series.static))
-        if old != new:
-            changed.append("static")
+        if meta["columns"] != self.series.columns or meta.get("digest") != self.series.digest:
+            changed.append("file or data.static, or other rows in it")
         if changed:
             raise UserError(f"{path} was trained with another data.{changed[0]}: resume with the same")
+        old, new = ({k: v for k, v in one.items() if k not in RATES} for one in (meta["model"], self.config.model))
+        if old != new:
+            raise UserError(f"{path} was trained with other options of the model: resume with {old}")
         if [set(group) for group in training["optimizer"]["param_groups"]] != [
             set(group) for group in self.optimizer.state_dict()["param_groups"]
         ]:
@@ -486,15 +493,20 @@ def forecast_next(model: Any, series: Series, scaler: Scaler, data: dict[str, An
                 f"{series.source}: its last {h} rows must have {', '.join(series.columns[m:])[:200]} and nothing else: "
                 "they are what is forecast"
             )
+        if (dates != dates_after(series, h)).any():
+            _logger.warning("%s: its last %d rows do not follow as the others do; taken as if", series.source, h)
     x = last_window(series, scaler, model.seq_len, data["max_gap"])
     future = known_beforehand(dates, scaler.scale(coming)[:, m:], data["calendar"])
     empty = torch.empty(1, h, m)
     batch = Batch(x, empty, empty, future[None], series.static)
-    return dates, scaler.unscale(forecast_with(model, batch)[0].cpu()).numpy()
+    values = scaler.unscale(forecast_with(model, batch)[0].cpu()).numpy()
+    if not np.isfinite(values).all():
+        raise UserError(f"{series.source}: the forecast is not finite: is a value in its last rows far from others?")
+    return dates, values
 
 
-def check_out(path: Path, series: Series, data: dict[str, Any]) -> None:
-    """See that a forecast can be written there: to a CSV file, and not over the table it goes on with, or the run's.
+def check_out(path: Path, run: Path, series: Series, data: dict[str, Any]) -> None:
+    """See that a forecast can be written there: to a CSV file, over no table that is read and no result in `run`.
 
     Raises:
         UserError: it cannot.
@@ -504,13 +516,17 @@ def check_out(path: Path, series: Series, data: dict[str, Any]) -> None:
     tables = [name for name in (series.source, data.get("file"), data.get("static")) if name]
     if path.resolve() in [Path(name).resolve() for name in tables]:
         raise UserError(f"{path} is a table to read, which the forecast would replace: name another file")
+    if path.parent.resolve() == run.resolve() and path.stem in RESULTS:
+        raise UserError(f"{path} is for results of the run, which the forecast would replace: name another file")
 
 
 def write_forecast(path: Path, series: Series, dates: np.ndarray, values: np.ndarray) -> list[Path]:
     """Write a table like those that are read, and a picture of it beside; return their paths."""
     make_folder(path.parent)
-    seconds = dates.astype("datetime64[s]")
-    texts = np.datetime_as_string(seconds if (seconds == dates).all() else dates)
+    for kind in ("datetime64[s]", "datetime64[D]"):  # as short as all of them can be written
+        if all((own == own.astype(kind)).all() for own in (dates, series.dates)):
+            dates = dates.astype(kind)
+    texts = np.datetime_as_string(dates)
     rows = [dict(zip(series.variates, row, strict=True)) for row in values.tolist()]
     write_csv(path, [{"date": text.replace("T", " "), **row} for text, row in zip(texts, rows, strict=True)])
     picture = path.with_suffix(".png")
@@ -527,6 +543,9 @@ def series_for(meta: dict[str, Any], file: Path | None = None) -> Series:
     data, columns = meta["data"], meta["columns"]
     dataset, path = ("csv", str(file)) if file else (data["dataset"], data.get("file"))
     series = select(load_series(dataset, path, columns), columns, len(data.get("known") or ()))
+    learned = meta.get("seconds", series.seconds)
+    if learned != series.seconds:
+        _logger.warning("%s: its rows are %g s apart, those learned from %g s", series.source, series.seconds, learned)
     return replace(series, static=meta.get("static"))
 
 
