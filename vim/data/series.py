@@ -72,11 +72,12 @@ class Series:
         steps, counts = np.unique(np.diff(self.dates), return_counts=True)
         return steps[counts.argmax()]
 
-    @property
     def digest(self) -> str:
         """Of dates, values and static covariates: a table with another digest is another table."""
-        content = [self.dates.astype("datetime64[us]"), self.values, *([] if self.static is None else [self.static])]
-        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in content)).hexdigest()
+        content = hashlib.sha256()
+        for part in (self.dates.astype("datetime64[us]"), self.values, self.static):
+            content.update(b"" if part is None else np.asarray(part).tobytes())
+        return content.hexdigest()
 
     @property
     def frequency(self) -> str | None:

@@ -287,6 +287,16 @@ class ForecastTrainer:
                 self.optimizer, **config.schedule, updates_per_epoch=self.updates
             )
             self._set_rate(self.num_epochs - 1, self.num_epochs * self.updates - 1)  # raises what it may
+        self.meta = {  # what a checkpoint says of the run, but for the weights
+            "model": config.model.to_dict(),
+            "data": self.data.to_dict(),
+            "columns": self.series.columns,
+            "mean": self.scaler.mean,
+            "std": self.scaler.std,
+            "static": self.series.static,
+            "seconds": self.series.seconds,
+            "digest": self.series.digest(),
+        }
         self.rows: list[dict[str, float]] = []
         last = work_dir / "last.pth"
         if resume and last.exists():
@@ -359,18 +369,9 @@ class ForecastTrainer:
         return loss.item()
 
     def _save(self) -> None:
-        meta = {
-            "model": self.config.model.to_dict(),
-            "data": self.data.to_dict(),
-            "columns": self.series.columns,
-            "mean": self.scaler.mean,
-            "std": self.scaler.std,
-            "static": self.series.static,
-            "seconds": self.series.seconds,
-            "digest": self.series.digest,
-        }
         training = {"optimizer": self.optimizer.state_dict(), "rows": self.rows}
-        save_whole({"model": self.model.state_dict(), "meta": meta, "training": training}, self.work_dir / "last.pth")
+        state = {"model": self.model.state_dict(), "meta": self.meta, "training": training}
+        save_whole(state, self.work_dir / "last.pth")
         self._finish_epoch()
 
     def _finish_epoch(self) -> None:
@@ -385,7 +386,7 @@ class ForecastTrainer:
         if not isinstance(training, dict):
             raise UserError(f"{path} holds weights only, not a run to go on with")
         changed = [key for key in (*RESUMED, "known") if meta["data"].get(key) != self.data.get(key)]
-        if meta["columns"] != self.series.columns or meta.get("digest") != self.series.digest:
+        if meta["columns"] != self.series.columns or meta.get("digest") != self.meta["digest"]:
             changed.append("file or data.static, or other rows in it")
         if changed:
             raise UserError(f"{path} was trained with another data.{changed[0]}: resume with the same")
