@@ -5,9 +5,9 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "vim.kernels._cpu",
-            ["kernels/cpu.cpp"],
-            depends=["kernels/cpu_kernels.h"],
+            "vim.kernels.native._kernels",
+            ["kernels/native/kernels.cpp"],
+            depends=[f"kernels/native/{name}.h" for name in ("common", "vectors", "scan", "conv", "norm")],
             language="c++",
             extra_compile_args=[
                 "-O3",

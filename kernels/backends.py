@@ -1,35 +1,51 @@
-"""Which backend runs an op: the only place that chooses."""
+"""Which backend runs an op: the only place that chooses, and the only one that imports a backend's file.
+
+An op is a folder: `op.py` has the public function, its checks and its registration with PyTorch, `reference.py` the
+definition, and each other file a backend. Every backend has the op's function and its backward pass under the same
+names.
+"""
 
 import functools
+import importlib
 import importlib.util
 import os
+from types import ModuleType
 
 import torch
 
-from . import cpu
+from .native import library
 
-BACKENDS = ("reference", "chunked", "cpu", "triton")
+FILES = {"reference": "reference", "chunked": "chunked", "cpu": "native", "triton": "triton"}  # by backend
+BACKENDS = tuple(FILES)
 VARIABLE = "VIM_BACKEND"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
-    """The backends that run on a device, the one chosen by default last."""
-    kind = torch.device(device).type
-    native = {"cpu": ("cpu",) if cpu.library() is not None else (), "cuda": ("triton",) if has_triton() else ()}
-    return ("reference", "chunked", *native.get(kind, ()))
+    """Return the backends that run on a device; the last one is the default."""
+    fastest = _fastest(torch.device(device).type)
+    return ("reference", "chunked") if fastest == "chunked" else ("reference", "chunked", fastest)
+
+
+def _fastest(kind: str) -> str:
+    if kind == "cuda" and has_triton():
+        return "triton"
+    return "cpu" if kind == "cpu" and library.load() is not None else "chunked"
 
 
 def choose_backend(requested: str, tensor: torch.Tensor) -> str:
-    """Return the backend to run for tensors like the one given.
+    """Return the backend that runs an op on `tensor`.
+
+    Args:
+        requested: a backend's name, or "auto" for the variable VIM_BACKEND or, where it is not set, the fastest.
 
     Raises:
-        ValueError: an unknown name, or a device or dtype the backend asked for does not take.
-        RuntimeError: the backend asked for is not built, or not installed.
+        ValueError: the name is unknown, or the backend does not take the tensor's device or dtype.
+        RuntimeError: the backend is not built or not installed.
     """
     name = requested if requested != "auto" else os.environ.get(VARIABLE, "auto")
     if name == "auto":
-        return "chunked" if tensor.dtype == torch.float64 else available_backends(tensor.device)[-1]
+        return "chunked" if tensor.dtype == torch.float64 else _fastest(tensor.device.type)
     if name not in BACKENDS:
         raise ValueError(f"backend must be 'auto' or one of {BACKENDS}, got {name!r}")
     if name not in ("cpu", "triton"):
@@ -39,8 +55,8 @@ def choose_backend(requested: str, tensor: torch.Tensor) -> str:
     if name == "cpu":
         if tensor.device.type not in ("cpu", "meta"):
             raise ValueError(f"backend 'cpu' takes tensors on the CPU, got {tensor.device}")
-        if cpu.library() is None:
-            raise RuntimeError(f"backend 'cpu' is not built: {cpu.MISSING}")
+        if library.load() is None:
+            raise RuntimeError(f"backend 'cpu' is not built: {library.MISSING}")
         return name
     if not has_triton():
         raise RuntimeError("backend 'triton' needs the package triton, which is not installed: pip install triton")
@@ -53,13 +69,22 @@ def choose_backend(requested: str, tensor: torch.Tensor) -> str:
 
 
 @functools.cache
+def implementation(op: str, backend: str) -> ModuleType:
+    """Return the file of an op's folder that a backend runs.
+
+    It is imported at its first use: a machine without a GPU may have no triton.
+    """
+    return importlib.import_module(f".{op}.{FILES[backend]}", __package__)
+
+
+@functools.cache
 def has_triton() -> bool:
-    """Whether triton is installed, for NVIDIA's GPUs; it is imported by the first op that it runs."""
+    """Return whether triton is installed, with a PyTorch for NVIDIA's GPUs. The first op that needs it imports it."""
     return importlib.util.find_spec("triton") is not None and torch.version.hip is None
 
 
 def interpreting() -> bool:
-    """Whether Triton runs its kernels on the CPU, step by step in Python."""
+    """Return whether Triton interprets its kernels on the CPU, step by step in Python."""
     import triton
 
     return triton.knobs.runtime.interpret

@@ -1,13 +1,10 @@
-"""What every op asks of its tensors: shapes, dtypes, devices; and the layout it gives its results."""
+"""What every op checks of its tensors, and how an op without a backward kernel is differentiated."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-
-MOST_DIRECTIONS = 32  # they travel to the native code as the bits of a number
 
 
 def check(
@@ -18,7 +15,7 @@ def check(
     dtypes: Sequence[torch.dtype],
     device: torch.device,
 ) -> None:
-    """Raise ValueError unless the tensor, if given, has these sizes, one of these dtypes, and is on this device."""
+    """Raise ValueError unless `tensor` is None or has these sizes, one of these dtypes, and is on this device."""
     if tensor is None:
         return
     if tensor.shape != sizes:
@@ -38,28 +35,25 @@ def check_dim(name: str, tensor: Tensor, letters: str) -> None:
         raise ValueError(f"{name} must not be empty, got {tuple(tensor.shape)}")
 
 
-def refuse_to_differentiate_again(ctx: Any, *grads: Any) -> None:
-    """The backward formula of an op that is itself a backward pass."""
+def differentiate(
+    run: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    grads_out: Tensor | tuple[Tensor, ...],
+) -> list[Tensor | None]:
+    """Return the gradients of `inputs`, None for each input that is None, from those of what `run(*inputs)` returns.
+
+    Inside an op autograd is off, and only the transforms of torch.func differentiate.
+    """
+
+    def run_given(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        given = iter(tensors)
+        return run(*(None if tensor is None else next(given) for tensor in inputs))
+
+    _, vjp, *_ = torch.func.vjp(run_given, *(tensor for tensor in inputs if tensor is not None))
+    grads = iter(vjp(grads_out))
+    return [None if tensor is None else next(grads) for tensor in inputs]
+
+
+def refuse_to_differentiate_again(ctx: object, *grads: object) -> Any:
+    """Raise RuntimeError: the backward formula of an op that is itself a backward pass."""
     raise RuntimeError("vim's kernels can be differentiated once")
-
-
-def empty_rows(like: Tensor, b: int, k: int, *sizes: int) -> Tensor:
-    """An empty (b, k, ...) tensor, in memory one direction after the other: a batched product reads it as it is."""
-    return like.new_empty(k, b, *sizes).transpose(0, 1)
-
-
-def as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in the layout of :func:`empty_rows` and that dtype: itself, if it is."""
-    out = empty_rows(x.new_empty(0, dtype=dtype), *x.shape)
-    return x if x.dtype == dtype and x.stride() == out.stride() else out.copy_(x)
-
-
-def on_its_device(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a function launch on the GPU that its first tensor lies on: Triton takes the current one."""
-
-    @functools.wraps(run)
-    def launch(first: Tensor, *args: Any, **options: Any) -> Any:
-        with torch.cuda.device_of(first):
-            return run(first, *args, **options)
-
-    return launch

@@ -1,11 +1,12 @@
 """TSM2: MambaMixer for time series, along the time of each variate and along the variates.
 
 Paper: MambaMixer: Efficient Selective State Space Models with Dual Token and Channel Selection,
-https://arxiv.org/abs/2403.19888v1. Its authors have published neither code nor weights: docs/forecasting.md tells
+https://arxiv.org/abs/2403.19888v1. Its authors have published neither code nor weights: docs/forecasting.md says
 choice by choice what is the paper's and what is ours.
 """
 
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Literal, Unpack, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,38 +14,40 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from vim.layers import (
-    AVERAGING,
+    NOT_DECAYED,
+    Factory,
     MambaMixerLayer,
+    MambaMixerStack,
     ResidualMixer,
     SelectFrom,
     SelectiveChannelMixer,
     SelectiveSequenceMixer,
-    residual_dtype,
+    check_choice,
+    check_counts,
 )
 
 VariateMixer = Literal["s6", "mlp", "none"]
 Norm = Literal["layer", "batch"]
-NOT_DECAYED = (*AVERAGING, "A_log", "D", "dt_bias", "conv_bias")
 
 
 class ReversibleNorm(nn.Module):
-    """Each variate of each window to mean 0 and standard deviation 1, and a forecast back (RevIN).
+    """Scale each variate of each window to mean 0 and standard deviation 1, and a forecast back (RevIN).
 
     Source: https://openreview.net/forum?id=cGDAkQo1C0p.
 
     Args:
-        affine: with a learned scale and shift of each variate in between.
-        eps: the least standard deviation, below which a variate counts as constant.
+        affine: then also apply a learned scale and shift to each variate.
+        eps: the smallest standard deviation to divide by; a variate below it counts as constant.
     """
 
-    def __init__(self, num_variates: int, *, affine: bool = False, eps: float = 1e-5, **dd: Any) -> None:
+    def __init__(self, num_variates: int, *, affine: bool = False, eps: float = 1e-5, **dd: Unpack[Factory]) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(num_variates, 1, **dd)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_variates, 1, **dd)) if affine else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map (b, m, t) to the same, normed, and its means and standard deviations, (b, m, 1)."""
+        """Normalise (b, m, t); also return its means and standard deviations, (b, m, 1) each."""
         mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True, unbiased=False).clamp(min=self.eps)
         x = (x - mean) / std
         if self.weight is not None and self.bias is not None:
@@ -52,7 +55,7 @@ class ReversibleNorm(nn.Module):
         return x, mean, std
 
     def reverse(self, y: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Map what follows the normed (b, m, horizon) to the units of the input."""
+        """Map a forecast (b, m, horizon) of normed values to the units of the input."""
         if self.weight is not None and self.bias is not None:
             y = (y - self.bias) / (self.weight + self.eps**2)  # a scale of 0 can be learned
         return y * std + mean
@@ -66,30 +69,32 @@ class Along(nn.Module):
         self.mixer, self.axis = mixer, axis
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (b, m, n, d) to the same."""
         x = x.movedim(self.axis, 2)
         y = self.mixer(x.flatten(0, 1))
         return y.unflatten(0, x.shape[:2]).movedim(2, self.axis)
 
 
 class AcrossVariates(nn.Module):
-    """An MLP over the variates of (b, m, n, d), for each patch and feature: TSMixer's mixing of features."""
+    """An MLP over the variates of (b, m, n, d), for each patch and feature: TSMixer's feature mixing."""
 
-    def __init__(self, num_variates: int, expand: int, **dd: Any) -> None:
+    def __init__(self, num_variates: int, expand: int, **dd: Unpack[Factory]) -> None:
         super().__init__()
         self.mlp = Mlp(num_variates, expand * num_variates, act_layer=nn.SiLU, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (b, m, n, d) to the same."""
         return self.mlp(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class FutureProjection(nn.Module):
-    """Known covariates of the steps to come to one more stretch of input: Linear(ChannelMixer(Z)).
+    """Turn known covariates of the steps to forecast into an input of `seq_len` steps: Linear(ChannelMixer(Z)).
 
-    The channel mixer is ViM2's, on the steps as an image of one row; its output, a number a step, goes through a linear
-    layer over the steps.
+    ViM2's channel mixer takes the steps as an image of one row. Its output is reduced to one number a step; a linear
+    layer over the steps maps these to the input's length.
     """
 
-    def __init__(self, dim: int, horizon: int, seq_len: int, d_state: int, **dd: Any) -> None:
+    def __init__(self, dim: int, horizon: int, seq_len: int, d_state: int, **dd: Unpack[Factory]) -> None:
         super().__init__()
         self.mixer = SelectiveChannelMixer(dim, 2 * dim, d_state=d_state, **dd)
         self.to_one = nn.Linear(dim, 1, **dd)
@@ -107,27 +112,27 @@ class TSM2(nn.Module):
 
     Args:
         num_variates: m.
-        seq_len: steps seen, t.
-        horizon: steps forecast.
-        patch_size, patch_stride: steps of a patch, and from one to the next; the last value of a variate is repeated
-            for one more patch.
+        seq_len: steps of the input, t.
+        horizon: steps to forecast.
+        patch_size, patch_stride: steps of a patch, and from one patch to the next. Each variate's last value is
+            repeated to fill one more patch.
         embed_dim, depth: features of a patch, d; layers.
         d_state, expand: of the mixers.
-        variate_mixer: "s6"; "mlp", TSMixer's, with `averaging=False` the paper's ablation TSM2-MLP; or "none", each
-            variate for itself.
-        norm: before the linear map, over patches and features at once: "layer", or "batch", over the variates and
+        variate_mixer: "s6"; "mlp", TSMixer's, with `averaging=False` the paper's ablation TSM2-MLP; "none" keeps the
+            variates apart.
+        norm: before the linear map: "layer", over a variate's patches and features; "batch", over the variates and
             windows of a batch, as TSMixer.
         affine: of the reversible norm; see :class:`ReversibleNorm`.
-        future_dim, static_dim: covariates of a step to come, and of a variate; 0 for none.
+        future_dim, static_dim: covariates of a step to forecast, and of a variate; 0 for none.
         select_from, averaging: see :class:`vim.layers.SelectiveSequenceMixer`, :class:`vim.layers.MambaMixerLayer`.
-        linear_skip: add one linear map from all the steps seen, the same for all variates, as LSTNet's autoregressive
-            part (https://arxiv.org/abs/1703.07015); at the start the forecast is this map's alone.
-        mixer_len: how many of the last steps seen the mixers see; by default all.
+        linear_skip: add a linear map from all input steps, shared by all variates, as LSTNet's autoregressive part
+            (https://arxiv.org/abs/1703.07015). The forecast starts as this map alone.
+        mixer_len: the mixers see only this many of the last input steps; None for all.
         drop_rate, drop_path_rate: dropout before the linear map; stochastic depth of each mixer.
 
     Raises:
-        ValueError: `variate_mixer`, `norm` or `select_from` is none of these; the window is shorter than a patch; or a
-            size is below 1, or a number of covariates below 0.
+        ValueError: an option is none of its names; a size is below 1, or a number of covariates below 0; or the input
+            is shorter than a patch.
     """
 
     def __init__(
@@ -157,51 +162,57 @@ class TSM2(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if variate_mixer not in get_args(VariateMixer) or norm not in get_args(Norm):
-            raise ValueError(
-                f"variate_mixer must be one of {get_args(VariateMixer)}, norm one of {get_args(Norm)}, "
-                f"got {variate_mixer!r}, {norm!r}"
-            )
-        sizes = {"num_variates": num_variates, "horizon": horizon, "patch_size": patch_size, "depth": depth}
-        sizes |= {"patch_stride": patch_stride, "embed_dim": embed_dim, "d_state": d_state, "expand": expand}
-        for name, size in {**sizes, "future_dim": future_dim, "static_dim": static_dim}.items():
-            if size < (least := int(name in sizes)):
-                raise ValueError(f"{name} must be at least {least}, got {size}")
+        check_choice("variate_mixer", variate_mixer, get_args(VariateMixer))
+        check_choice("norm", norm, get_args(Norm))
+        check_counts(num_variates=num_variates, horizon=horizon, patch_size=patch_size, patch_stride=patch_stride)
+        check_counts(embed_dim=embed_dim, depth=depth, d_state=d_state, expand=expand)
+        check_counts(least=0, future_dim=future_dim, static_dim=static_dim)
         self.mixer_len = seq_len if mixer_len is None else mixer_len
         if seq_len < patch_size:
             raise ValueError(f"seq_len (data.lookback) must be at least patch_size, {patch_size}, got {seq_len}")
         if not patch_size <= self.mixer_len <= seq_len:
             raise ValueError(f"mixer_len must be from patch_size, {patch_size}, to seq_len, {seq_len}, got {mixer_len}")
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: Factory = {"device": device, "dtype": dtype}
         self.num_variates, self.seq_len, self.horizon = num_variates, seq_len, horizon
         self.patch_size, self.patch_stride = patch_size, patch_stride
         self.future_dim, self.static_dim = future_dim, static_dim
-        stretches = 1 + (future_dim > 0) + (static_dim > 0)
-        self.num_patches = (stretches * self.mixer_len - patch_size) // patch_stride + 2
+        inputs = 1 + (future_dim > 0) + (static_dim > 0)  # one after the other, of mixer_len steps each
+        self.num_patches = (inputs * self.mixer_len - patch_size) // patch_stride + 2
 
         self.rev_norm = ReversibleNorm(num_variates, affine=affine, **dd)
         self.future = FutureProjection(future_dim, horizon, self.mixer_len, d_state, **dd) if future_dim else None
         self.static = nn.Linear(static_dim, self.mixer_len, **dd) if static_dim else None
         self.patch_embed = nn.Linear(patch_size, embed_dim, **dd)
+
+        # the layers
         branches = (2 if variate_mixer != "none" else 1) * depth
-        s6: dict[str, Any] = {"expand": expand, "d_state": d_state, "select_from": select_from, "depth": branches, **dd}
-        residual: dict[str, Any] = {"drop_path": drop_path_rate, **dd}
+        mixer = partial(
+            SelectiveSequenceMixer,
+            embed_dim,
+            expand=expand,
+            d_state=d_state,
+            select_from=select_from,
+            depth=branches,
+            **dd,
+        )
         layers = []
         for l in range(1, depth + 1):
-            along_time = Along(SelectiveSequenceMixer(embed_dim, bidirectional=False, **s6), 2)
+            along_time = Along(mixer(bidirectional=False), 2)
             variates: nn.Module = nn.Identity()
             if variate_mixer == "s6":
-                variates = Along(SelectiveSequenceMixer(embed_dim, bidirectional=True, **s6), 1)
+                variates = Along(mixer(bidirectional=True), 1)
             elif variate_mixer == "mlp":
                 variates = AcrossVariates(num_variates, expand, **dd)
             if variate_mixer != "none":
-                variates = ResidualMixer(embed_dim, variates, **residual)
-            patches = ResidualMixer(embed_dim, along_time, **residual)
+                variates = ResidualMixer(embed_dim, variates, drop_path=drop_path_rate, **dd)
+            patches = ResidualMixer(embed_dim, along_time, drop_path=drop_path_rate, **dd)
             layers.append(MambaMixerLayer(patches, variates, l, averaging=averaging, **dd))
-        self.layers = nn.ModuleList(layers)
+        self.layers = MambaMixerStack(*layers)
+
+        # from all features of a variate to its forecast
         width = self.num_patches * embed_dim
         self.norm_f = nn.LayerNorm(width, **dd) if norm == "layer" else nn.BatchNorm1d(width, **dd)
-        if norm == "batch":  # a count of floating point: checkpoints are checked to hold nothing else
+        if norm == "batch":  # checkpoints may hold floating-point numbers only
             self.norm_f.num_batches_tracked = torch.zeros((), **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(width, horizon, **dd)
@@ -211,42 +222,36 @@ class TSM2(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def no_weight_decay(self) -> set[str]:
-        """The names of the parameters that weight decay must leave alone."""
+        """Return the names of the parameters that weight decay must leave alone."""
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in NOT_DECAYED}
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Map what the patches are cut from, (b, m, steps), to what the layers make of them, (b, m, n, d)."""
+        """Map the inputs of all variates (b, m, steps) to features of their patches (b, m, n, d)."""
         x = F.pad(x, (0, self.patch_stride), mode="replicate")
-        x = self.patch_embed(x.unfold(-1, self.patch_size, self.patch_stride))
-        x = x.to(residual_dtype(x))
-        tokens, channels = [x], [x]
-        for layer in self.layers:
-            y, x = layer(tokens, channels)
-            tokens, channels = tokens + [y], channels + [x]
-        return x
+        return self.layers(self.patch_embed(x.unfold(-1, self.patch_size, self.patch_stride)))
 
     def forward(self, x: Tensor, future: Tensor | None = None, static: Tensor | None = None) -> Tensor:
         """Forecast windows.
 
         Args:
             x: (b, t, m).
-            future: covariates of the steps to come, (b, m, horizon, future_dim), where the model takes some.
-            static: covariates of the variates, (m, static_dim), likewise.
+            future: covariates of the steps to forecast, (b, m, horizon, future_dim); None for a model without.
+            static: covariates of the variates, (m, static_dim); None for a model without.
 
         Returns:
             (b, horizon, m).
 
         Raises:
-            ValueError: another shape than the model was built for, or a value that is not finite.
+            ValueError: a shape is not the one the model was built for, or a value is not finite.
         """
         self._check(x, future, static)
         x, mean, std = self.rev_norm(x.transpose(1, 2))
-        stretches = [x[..., -self.mixer_len :]]
+        inputs = [x[..., -self.mixer_len :]]
         if self.future is not None:
-            stretches.append(self.future(future))
+            inputs.append(self.future(future))
         if self.static is not None and static is not None:
-            stretches.append(self.static(static).expand_as(stretches[0]))
-        z = self.forward_features(torch.cat(stretches, dim=-1))
+            inputs.append(self.static(static).expand_as(inputs[0]))
+        z = self.forward_features(torch.cat(inputs, dim=-1))
         z = self.norm_f(z.flatten(2).flatten(0, 1).to(self.norm_f.weight.dtype))
         y = self.head(self.head_drop(z)).unflatten(0, mean.shape[:2])
         if self.skip is not None:
@@ -254,6 +259,7 @@ class TSM2(nn.Module):
         return self.rev_norm.reverse(y, mean, std).transpose(1, 2)
 
     def _check(self, x: Tensor, future: Tensor | None, static: Tensor | None) -> None:
+        """Raise ValueError for shapes that the model was not built for, and for values that are not finite."""
         t, m, h = self.seq_len, self.num_variates, self.horizon
         if x.dim() != 3 or x.shape[1:] != (t, m):
             raise ValueError(f"windows (b, {t} steps, {m} variates) expected, got {tuple(x.shape)}")

@@ -6,19 +6,19 @@ Published code and weights: https://github.com/OpenGVLab/VideoMamba.
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Literal, cast
 
 import torch
 from timm.layers import trunc_normal_
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
-from timm.models._input import update_model_args
+from timm.models import checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from vim.checkpoints import checkpoint_filter_fn, load_pretrained
+from vim.checkpoints import checkpoint_filter_fn as checkpoint_filter_fn  # timm expects it beside the class
 from vim.layers import (
     SCAN_ORDERS,
     Directions,
-    FeatureGetter,
+    Factory,
     Init,
     MambaBackbone,
     MambaBlock,
@@ -26,14 +26,22 @@ from vim.layers import (
     MixerState,
     PatchEmbed,
     ScanOrder,
+    check_choice,
+    find_table,
     insert_class_tokens,
     residual_dtype,
     resize_temporal_table,
     spatiotemporal_paths,
     split_class_tokens,
+    update_model_args,
 )
 
-INFLATIONS = ("center", "average")
+from ._registry import create, tag_facts
+
+FIRST_CONV = "patch_embed.proj.weight"
+TIMES = "temporal_pos_embedding"
+IMAGES_AND_TEXT = "vision_encoder."  # prefix of the image part in a model of images and text
+UNUSED = ("distill_head.", "clip_decoder.", "clip_teacher.", "pool_norm.")  # of distillation and masked pre-training
 
 
 class VideoMamba(MambaBackbone):
@@ -41,22 +49,21 @@ class VideoMamba(MambaBackbone):
 
     Args:
         img_size: height and width in pixels.
-        num_frames: how many a clip has; None for a model of images.
+        num_frames: frames of a clip; None for a model of images.
         tubelet_size: frames that are embedded together; 1 in all published weights.
-        dynamic_img_size: take images of any size and clips of any length; the position tables are resized on the way.
-        global_pool: "token", the class token; "avg", "max" or "avgmax" of the patches; "" for all tokens. By default
-            "token", and "avg" in one direction, where a token that comes first sees no other.
-        directions: see :class:`vim.layers.MambaMixer`. In one direction, "none", clips can be taken as a
-            :meth:`stream`.
+        global_pool: "token", the class token; "avg", "max" or "avgmax" of the patches; "" for all tokens. Default:
+            "token", but "avg" for `directions="none"`, where the token comes first and sees no other.
+        directions: see :class:`vim.layers.MambaMixer`. A model with "none" can also take clips as a :meth:`stream`.
         scan_order: the paper's names. "spatial_first": all patches of a frame, then of the next. "temporal_first": all
-            times of a patch, then of the next. "spatiotemporal_v1" does half of both: forwards spatial-first, backwards
-            temporal-first. "spatiotemporal_v2" does all of both, with the same parameters in either order, and computes
-            twice as much. The paper does not say which half, nor what the orders share, and no such code or weights
-            were published: both are our reading.
-        inflation: how image weights become those of a tubelet: in its "center" frame, zero in the others, or the
-            "average" of them all.
-        init: "published" starts with normal weights and no bias on all projections but the last, so that steps start
-            near 0.69; "corrected" starts the mixers as Mamba does, with steps in 0.001 to 0.1.
+            times of a patch, then of the next. "spatiotemporal_v1": forwards spatial-first, backwards temporal-first.
+            "spatiotemporal_v2": both directions in both orders, with the same parameters, which doubles the compute.
+            The paper does not say which direction takes which order in v1, nor which parameters v2 shares, and no such
+            code or weights were published: both are our reading.
+        inflation: how image weights become a tubelet's: "center" puts them in its middle frame and zeros in the others,
+            "average" spreads them evenly over all frames.
+        dynamic_img_size: take images of any size and clips of any length; the position tables are resized for each.
+        init: "published" draws normal weights and zero biases for all projections but the last, so that steps start
+            near 0.69; "corrected" draws the mixers as Mamba does, with steps from 0.001 to 0.1.
         wd_exempt_A: keep weight decay off `A_log`. The published recipe decays it, against its own code's marks.
     """
 
@@ -87,18 +94,13 @@ class VideoMamba(MambaBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if scan_order not in SCAN_ORDERS:
-            raise ValueError(f"scan_order must be one of {SCAN_ORDERS}, got {scan_order!r}")
-        if inflation not in INFLATIONS:
-            raise ValueError(f"inflation must be one of {INFLATIONS}, got {inflation!r}")
+        check_choice("scan_order", scan_order, SCAN_ORDERS)
+        check_choice("inflation", inflation, ("center", "average"))
         if scan_order.startswith("spatiotemporal") and directions != "v2":
             raise ValueError(f"scan_order {scan_order!r} needs directions='v2', got {directions!r}")
-        if directions == "none":
-            if global_pool == "token":
-                raise ValueError(
-                    "global_pool='token' needs two directions: the token comes first and would see no other"
-                )
-            global_pool = "avg" if global_pool is None else global_pool
+        if directions == "none" and global_pool == "token":
+            raise ValueError("global_pool='token' needs two directions: the token comes first and would see no other")
+        dd: Factory = {"device": device, "dtype": dtype}
         patch_embed = PatchEmbed(
             img_size=img_size,
             patch_size=patch_size,
@@ -107,15 +109,14 @@ class VideoMamba(MambaBackbone):
             in_chans=in_chans,
             embed_dim=embed_dim,
             dynamic_img_size=dynamic_img_size,
-            device=device,
-            dtype=dtype,
+            **dd,
         )
         super().__init__(
             patch_embed=patch_embed,
             class_token="first",
             in_chans=in_chans,
             num_classes=num_classes,
-            global_pool=global_pool,
+            global_pool="avg" if directions == "none" and global_pool is None else global_pool,
             embed_dim=embed_dim,
             depth=depth,
             mixer={
@@ -130,21 +131,17 @@ class VideoMamba(MambaBackbone):
             pos_drop_rate=pos_drop_rate,
             drop_path_rate=drop_path_rate,
             wd_exempt_A=wd_exempt_A,
-            device=device,
-            dtype=dtype,
+            **dd,
         )
         self.directions, self.inflation, self.init = directions, inflation, init
         self.scan_order = "spatial_first" if num_frames is None else str(scan_order)  # an image has no other
-        self.temporal_pos_embedding = (
-            None
-            if num_frames is None
-            else nn.Parameter(torch.empty(1, patch_embed.num_tubelets, embed_dim, device=device, dtype=dtype))
-        )
+        times = None if num_frames is None else torch.empty(1, patch_embed.num_tubelets, embed_dim, **dd)
+        self.temporal_pos_embedding = None if times is None else nn.Parameter(times)
         self.init_weights(needs_reset=False)
 
     @torch.jit.ignore
     def init_weights(self, needs_reset: bool = True) -> None:
-        """Draw every parameter; see :meth:`vim.layers.MambaBackbone.init_weights`."""
+        """Draw the initial weights; see :meth:`vim.layers.TimmModel.init_weights`."""
         super().init_weights(needs_reset)
         if self.init == "published":
             for module in self.modules():
@@ -158,16 +155,47 @@ class VideoMamba(MambaBackbone):
             if zero is not None:
                 nn.init.zeros_(zero)
 
-    @torch.jit.ignore
-    def load_pretrained(self, path: str) -> None:
-        """Load a published checkpoint from a file; see :func:`vim.checkpoints.load_pretrained`."""
-        load_pretrained(self, path)
+    def rename_weights(self, weights: dict[str, object]) -> dict[str, object]:
+        """Take the image part of a model of images and text, without what only distillation and pre-training use.
+
+        Files of masked pre-training call the last norm `norm`.
+        """
+        if any(key.startswith(IMAGES_AND_TEXT) for key in weights):
+            weights = {key: value for key, value in weights.items() if key.startswith(IMAGES_AND_TEXT)}
+        weights = {key.removeprefix(IMAGES_AND_TEXT): value for key, value in weights.items()}
+        weights = {key: value for key, value in weights.items() if not key.startswith(UNUSED)}
+        if "norm.weight" in weights and "norm_f.weight" not in weights:
+            weights["norm_f.weight"] = weights.pop("norm.weight")
+        return weights
+
+    def adapt_weights(self, weights: dict[str, Tensor], img_size: tuple[int, int]) -> None:
+        """Make clip weights out of image weights, and resize the tables of positions and times, in place."""
+        super().adapt_weights(weights, img_size)
+        times, conv = self.temporal_pos_embedding, weights.get(FIRST_CONV)
+        if times is None:
+            return
+        if conv is not None and conv.dim() == 4:
+            weights[FIRST_CONV] = self._inflate(conv)
+            weights.setdefault(TIMES, torch.zeros_like(times, device="cpu"))
+        table = find_table(weights, TIMES, self.embed_dim)
+        if table is not None:
+            weights[TIMES] = resize_temporal_table(table, self.patch_embed.num_tubelets)
+
+    def _inflate(self, conv: Tensor) -> Tensor:
+        """Make a convolution over tubelets, (d, c, t, p, p), out of one over patches, (d, c, p, p)."""
+        t = self.patch_embed.tubelet_size
+        if self.inflation == "average":
+            return conv.unsqueeze(2).repeat(1, 1, t, 1, 1) / t
+        inflated = conv.new_zeros(*conv.shape[:2], t, *conv.shape[2:])
+        inflated[:, :, t // 2] = conv
+        return inflated
 
     def set_input_size(self, img_size: int | tuple[int, int] | None = None, *, num_frames: int | None = None) -> None:
         """Take clips of another size or length from now on, with the position tables resized.
 
         Raises:
-            ValueError: a patch does not fit in, or tubelets do not make up the frames; or it is a model of images.
+            ValueError: a patch does not fit in; the frames are no multiple of the tubelets; or `num_frames` is given to
+                a model of images.
         """
         temporal = self.temporal_pos_embedding
         if num_frames is not None and temporal is None:
@@ -175,27 +203,27 @@ class VideoMamba(MambaBackbone):
         if img_size is not None:
             super().set_input_size(img_size)
         if num_frames is not None and temporal is not None:
-            self.patch_embed.set_input_size(self.patch_embed.img_size, num_frames)
+            self.patch_embed.set_input_size(self.img_size, num_frames)
             table = resize_temporal_table(temporal.detach(), self.patch_embed.num_tubelets)
             self.temporal_pos_embedding = nn.Parameter(table, temporal.requires_grad)
-            update_model_args(self, num_frames=num_frames)  # for timm's exports
+            update_model_args(self, num_frames=num_frames)  # timm's exports record it
 
     def _positions(self, grid: list[int]) -> Tensor:
-        """The positions of all tokens, (1, l, d), for a grid of patches, (t, rows, columns)."""
+        """Return the positions of all tokens, (1, l, d), for a grid of patches, (t, rows, columns)."""
         table = self._spatial_positions(grid)
         temporal: Tensor | None = self.temporal_pos_embedding
         if temporal is None:
             return table
         if self.dynamic_img_size:
             temporal = resize_temporal_table(temporal, grid[0])
-        expected = f"{self.patch_embed.num_frames} frames expected: set num_frames, or dynamic_img_size=True"
+        expected = f"{self.num_frames} frames expected: set num_frames, or dynamic_img_size=True"
         torch._assert(grid[0] == temporal.shape[1], expected)
         patches, token = split_class_tokens(table, self.class_token)
         patches = patches.unsqueeze(1) + temporal.unsqueeze(2)  # (1, t, rows * columns, d)
         return insert_class_tokens(self._flatten(patches), token, self.class_token)
 
     def _flatten(self, patches: Tensor) -> Tensor:
-        """Put patches, (b, t, ..., d), in a sequence, (b, l, d)."""
+        """Put patches (b, t, ..., d) in a sequence (b, l, d)."""
         if self.scan_order == "temporal_first":
             return patches.flatten(2, -2).transpose(1, 2).flatten(1, 2)
         return patches.flatten(1, -2)
@@ -207,7 +235,7 @@ class VideoMamba(MambaBackbone):
         return patches.unflatten(1, grid)
 
     def _paths(self, grid: list[int], device: torch.device) -> Tensor | None:
-        """The orders in which the mixers scan the tokens, (2 or 4, l); None where they take them as they come."""
+        """Return the orders in which the mixers scan the tokens, (2 or 4, l); None for the order of the sequence."""
         if self.scan_order == "spatiotemporal_v1" or self.scan_order == "spatiotemporal_v2":
             both = self.scan_order == "spatiotemporal_v2"
             return spatiotemporal_paths(grid[0], grid[1] * grid[2], self.num_prefix_tokens, both, device)
@@ -215,17 +243,17 @@ class VideoMamba(MambaBackbone):
 
     @torch.jit.ignore
     def forward_visible(self, clip: Tensor, visible: Tensor) -> Tensor:
-        """The normed tokens, (b, 1 + v, d), of a clip of which only some patches are there.
+        """Map the visible patches of a clip, and the class token, to normed tokens (b, 1 + v, d).
 
         Args:
             clip: (b, c, t, h, w).
-            visible: (b, v) places of the patches in the order of the tokens; the class token always is there.
+            visible: (b, v) indices of the visible patches in the sequence of all patches.
 
         Raises:
             ValueError: the scan is not spatial-first.
         """
         if self.scan_order != "spatial_first":
-            raise ValueError(f"patches can be left out with scan_order='spatial_first', got {self.scan_order!r}")
+            raise ValueError(f"patches can be left out only with scan_order='spatial_first', got {self.scan_order!r}")
         x, _ = self._embed(clip)
         places = torch.cat([torch.zeros_like(visible[:, :1]), 1 + visible], dim=1)
         x = x.gather(1, places.unsqueeze(2).expand(-1, -1, x.shape[2]))
@@ -236,17 +264,17 @@ class VideoMamba(MambaBackbone):
     @torch.jit.ignore
     @torch.no_grad()
     def stream(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Take a clip piece by piece, each as soon as it is there, in memory that does not grow; in evaluation mode.
+        """Process a clip piece by piece, each as soon as it arrives, in constant memory. For evaluation mode.
 
         Args:
-            frames: (b, c, h, w), or pieces of any lengths, (b, c, t, h, w): multiples of `tubelet_size`.
+            frames: single frames (b, c, h, w), or pieces (b, c, t, h, w) of any multiples of `tubelet_size`.
 
         Yields:
-            For each piece its normed tokens, (b, l, d): those that :meth:`forward_features` gives in the whole clip.
+            for each piece its normed tokens (b, l, d), equal to those of :meth:`forward_features` on the whole clip.
 
         Raises:
-            ValueError: the model is in training mode or looks back from the end, or has no place in time for so many
-                frames.
+            ValueError: the model is in training mode, or scans backwards or temporal-first, or is for images; or the
+                frames are more than `num_frames`.
         """
         if self.training:
             raise ValueError("a stream needs the model in evaluation mode: call eval() before")
@@ -254,16 +282,17 @@ class VideoMamba(MambaBackbone):
         if self.directions != "none" or self.scan_order != "spatial_first" or temporal is None:
             raise ValueError(
                 "a stream needs a model of clips with directions='none' and scan_order='spatial_first', "
-                f"got {self.directions!r}, {self.scan_order!r} and num_frames={self.patch_embed.num_frames}"
+                f"got {self.directions!r}, {self.scan_order!r} and num_frames={self.num_frames}"
             )
         states: list[MixerState | None] = [None] * len(self.layers)
         start = 0
         for clip in frames:
+            # embed the piece, at its place in time
             patches = self.patch_embed(clip)  # (b, t, rows, columns, d)
             b, t = patches.shape[:2]
             if start + t > temporal.shape[1]:
                 raise ValueError(
-                    f"the stream is longer than num_frames={self.patch_embed.num_frames}: "
+                    f"the stream is longer than num_frames={self.num_frames}: "
                     "build the model with more, or set_input_size(num_frames=...)"
                 )
             rows, token = split_class_tokens(self._spatial_positions(patches.shape[1:-1]), self.class_token)
@@ -271,8 +300,9 @@ class VideoMamba(MambaBackbone):
             x = patches.flatten(1, -2) + rows.flatten(1, 2)
             l = x.shape[1]
             if start == 0:
-                assert self.cls_token is not None  # it is one
+                assert self.cls_token is not None  # class_token is "first"
                 x = torch.cat([(self.cls_token + token).expand(b, -1, -1), x], dim=1)
+            # go on from the states that the pieces before have left
             x = x.to(residual_dtype(x))
             for i, layer in enumerate(self.layers):
                 x, states[i] = cast(MambaBlock, layer).step(x, states[i])
@@ -281,7 +311,7 @@ class VideoMamba(MambaBackbone):
 
 
 def _init_projections(mixer: MambaMixer) -> None:
-    """As the published code, which draws all projections as a transformer's, and forgets that steps need their bias."""
+    """Draw projections as the published code does: as a transformer's, which zeroes the bias that the steps need."""
     for name, module in mixer.named_children():
         if isinstance(module, nn.Linear) and name != "out_proj":
             trunc_normal_(module.weight, std=0.02)
@@ -289,100 +319,61 @@ def _init_projections(mixer: MambaMixer) -> None:
                 nn.init.zeros_(module.bias)
 
 
-# the authors' files, videomamba_NAME.pth, and top-1 in %, as published. Their table links two others for the masked
-# Kinetics-400 and Something-Something models of 16 frames; these are the names it means.
-PUBLISHED: dict[str, float | None] = {
-    "t16_in1k_res224": 76.9,
-    "t16_in1k_res224to448": 79.3,
-    "t16_in1k_res224to448to576": 79.6,
-    "s16_in1k_res224": 81.2,
-    "s16_in1k_res224to448": 83.2,
-    "s16_in1k_res224to448to576": 83.5,
-    "m16_in1k_res224": 82.8,
-    "m16_in1k_res224to448": 83.8,
-    "m16_in1k_res224to448to576": 84.0,
-    "b16_in1k_res224": 82.7,
-    "t16_k400_f8_res224": 76.9,
-    "t16_k400_f16_res224": 78.1,
-    "t16_k400_f32_res224": 78.8,
-    "t16_k400_f64_res224": 79.6,
-    "t16_k400_f64_res224to384": 80.3,
-    "s16_k400_f8_res224": 79.3,
-    "s16_k400_f16_res224": 80.8,
-    "s16_k400_f32_res224": 81.5,
-    "s16_k400_f64_res224": 81.8,
-    "s16_k400_f64_res224to384": 82.7,
-    "m16_k400_f8_res224": 80.6,
-    "m16_k400_f16_res224": 81.9,
-    "m16_k400_f32_res224": 82.4,
-    "m16_k400_f64_res224": 82.8,
-    "m16_k400_f64_res224to384": 83.3,
-    "m16_k400_mask_ft_f8_res224": 82.0,
-    "m16_k400_mask_ft_f16_res224": 83.4,
-    "m16_k400_mask_ft_f32_res224": 83.9,
-    "m16_k400_mask_ft_f64_res224": 84.3,
-    "m16_k400_mask_ft_f64_res224to384": 85.0,
-    "t16_ssv2_f8_res224": 65.1,
-    "t16_ssv2_f16_res224": 66.0,
-    "t16_ssv2_f16_res224to288": 66.2,
-    "s16_ssv2_f8_res224": 66.6,
-    "s16_ssv2_f16_res224": 67.7,
-    "s16_ssv2_f16_res224to288": 68.1,
-    "m16_ssv2_f8_res224": 67.3,
-    "m16_ssv2_f16_res224": 68.3,
-    "m16_ssv2_f16_res224to288": 68.4,
-    "m16_ssv2_mask_ft_f8_res224": 70.2,
-    "m16_ssv2_mask_ft_f16_res224": 71.0,
-    "m16_ssv2_mask_ft_f16_res224to288": 71.4,
-    "t16_breakfast_f32_res224": 94.3,
-    "t16_breakfast_f64_res224": 94.3,
-    "s16_breakfast_f32_res224": 95.3,
-    "s16_breakfast_f64_res224": 97.4,
-    "m16_breakfast_f32_res224": 94.8,
-    "m16_breakfast_f64_res224": 95.8,
-    "m16_breakfast_mask_ft_f32_res224": 97.9,
-    "m16_breakfast_mask_ft_f64_res224": 96.9,  # has times for 32 frames, which are resized
-    "t16_coin_f32_res224": 86.2,
-    "t16_coin_f64_res224": 87.0,
-    "s16_coin_f32_res224": 88.4,
-    "s16_coin_f64_res224": 88.7,
-    "m16_coin_f32_res224": 88.3,
-    "m16_coin_f64_res224": 89.5,
-    "m16_coin_mask_ft_f32_res224": 89.6,
-    "m16_coin_mask_ft_f64_res224": 90.4,
-    "m16_k400_mask_pt_f8_res224": None,
-    "m16_ssv2_mask_pt_f8_res224": None,
-    "m16_5M_f8_res224": None,
-    "m16_17M_f8_res224": None,
-    "m16_25M_f8_res224": None,
+# The authors' files, videomamba_ROW_COLUMN.pth, and their top-1 in %, as published: in each table the columns, then the
+# rows. The authors' list links other files for two masked models of 16 frames; these are the names it means. Files of
+# pre-training have no head and no figure.
+_TABLES: dict[tuple[str, ...], dict[str, tuple[float | None, ...]]] = {
+    ("res224", "res224to448", "res224to448to576"): {
+        "t16_in1k": (76.9, 79.3, 79.6),
+        "s16_in1k": (81.2, 83.2, 83.5),
+        "m16_in1k": (82.8, 83.8, 84.0),
+        "b16_in1k": (82.7,),
+    },
+    ("f8_res224", "f16_res224", "f32_res224", "f64_res224", "f64_res224to384"): {
+        "t16_k400": (76.9, 78.1, 78.8, 79.6, 80.3),
+        "s16_k400": (79.3, 80.8, 81.5, 81.8, 82.7),
+        "m16_k400": (80.6, 81.9, 82.4, 82.8, 83.3),
+        "m16_k400_mask_ft": (82.0, 83.4, 83.9, 84.3, 85.0),
+    },
+    ("f8_res224", "f16_res224", "f16_res224to288"): {
+        "t16_ssv2": (65.1, 66.0, 66.2),
+        "s16_ssv2": (66.6, 67.7, 68.1),
+        "m16_ssv2": (67.3, 68.3, 68.4),
+        "m16_ssv2_mask_ft": (70.2, 71.0, 71.4),
+    },
+    ("f32_res224", "f64_res224"): {
+        "t16_breakfast": (94.3, 94.3),
+        "s16_breakfast": (95.3, 97.4),
+        "m16_breakfast": (94.8, 95.8),
+        "m16_breakfast_mask_ft": (97.9, 96.9),  # the file of 64 frames has times for 32, which are resized
+        "t16_coin": (86.2, 87.0),
+        "s16_coin": (88.4, 88.7),
+        "m16_coin": (88.3, 89.5),
+        "m16_coin_mask_ft": (89.6, 90.4),
+    },
+    ("f8_res224",): dict.fromkeys(("m16_k400_mask_pt", "m16_ssv2_mask_pt", "m16_5M", "m16_17M", "m16_25M"), (None,)),
+}
+PUBLISHED = {
+    f"{row}_{column}": top1
+    for columns, rows in _TABLES.items()
+    for row, figures in rows.items()
+    for column, top1 in zip(columns, figures, strict=False)
 }
 NAME = re.compile(r"(.)16_([^_]+)_(?:mask_(ft|pt)_)?(?:f(\d+)_)?res(?:\d+to)*(\d+)")
 SIZES = {"t": "tiny", "s": "small", "m": "middle", "b": "base"}
 NUM_CLASSES = {"in1k": 1000, "k400": 400, "ssv2": 174, "breakfast": 10, "coin": 180}
 NUM_FRAMES = (8, 16, 32, 64)
 _CLIPS = {"crop_pct": 1.0, "interpolation": "bilinear"}
+_facts = partial(
+    tag_facts,
+    fixed_input_size=True,
+    paper_ids="arXiv:2403.06977",
+    origin_url="https://github.com/OpenGVLab/VideoMamba",
+)
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "pool_size": None,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "paper_ids": "arXiv:2403.06977",
-        "origin_url": "https://github.com/OpenGVLab/VideoMamba",
-        **kwargs,
-    }
-
-
-def _published() -> dict[str, dict[str, Any]]:
-    """A tag for each of the authors' files, and one for each model of clips that starts from image weights."""
+def _published() -> dict[str, dict[str, object]]:
+    """Return the facts of a tag for each of the authors' files, and for each model of clips that starts from images."""
     cfgs = {}
     for file, top1 in PUBLISHED.items():
         size, data, mask, frames, pixels = cast(re.Match[str], NAME.fullmatch(file)).groups()
@@ -390,7 +381,7 @@ def _published() -> dict[str, dict[str, Any]]:
         before = {None: "", "ft": "mask_", "pt": "mask_pt_"}[mask]
         tag = f"opengvlab_{before}{data.lower()}" + (f"_{pixels}" if pixels != "224" else "")
         views = f" with 3 crops of each of {10 if data == 'coin' else 4} clips" if frames else ""
-        cfgs[f"{model}.{tag}"] = _cfg(
+        cfgs[f"{model}.{tag}"] = _facts(
             hf_hub_id="OpenGVLab/VideoMamba",
             hf_hub_filename=f"videomamba_{file}.pth",
             license="apache-2.0",
@@ -400,144 +391,42 @@ def _published() -> dict[str, dict[str, Any]]:
             **(_CLIPS if frames else {}),
         )
     for size in ("tiny", "small", "middle"):
-        for frames in NUM_FRAMES:
-            cfgs[f"videomamba_{size}_f{frames}.opengvlab_in1k"] = {
-                **cfgs[f"videomamba_{size}.opengvlab_in1k"],
-                **_CLIPS,  # the weights are of images, what is evaluated are videos
-            }
+        for number in NUM_FRAMES:  # the weights are of images, but videos are evaluated
+            cfgs[f"videomamba_{size}_f{number}.opengvlab_in1k"] = cfgs[f"videomamba_{size}.opengvlab_in1k"] | _CLIPS
     return cfgs
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        **_published(),
-        "test_videomamba.untrained": _cfg(input_size=(3, 64, 64)),
-    }
-)
+default_cfgs = generate_default_cfgs({**_published(), "test_videomamba.untrained": _facts(input_size=(3, 64, 64))})
 
 
-def _create_videomamba(
-    variant: str, pretrained: bool, pretrained_cfg_overlay: dict[str, Any] | None = None, **kwargs: Any
-) -> VideoMamba:
-    if kwargs.get("features_only"):  # whatever head the weights have, it is not wanted
-        kwargs.setdefault("num_classes", 0)
-    return build_model_with_cfg(
-        VideoMamba,
-        variant,
-        pretrained,
-        # files go through load_pretrained: timm would take the running average where there is one
-        pretrained_cfg_overlay={"custom_load": "hf", **(pretrained_cfg_overlay or {})},
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": 3, "feature_cls": FeatureGetter},
-        **kwargs,
+def _register(letter: str, millions: int, frames: int | None, **architecture: int) -> None:
+    """Register the variant of a size for images, or for clips of so many frames, as a function of this module."""
+    size = SIZES[letter]
+    name = f"videomamba_{size}" + (f"_f{frames}" if frames else "")
+
+    def entrypoint(pretrained: bool = False, **options: object) -> VideoMamba:
+        return create(VideoMamba, name, pretrained, options, num_frames=frames, **architecture)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    inputs, data, file = (
+        (f"clips of {frames} frames", "Kinetics-400", f"{letter}16_k400_f{frames}_res224")
+        if frames
+        else ("images", "ImageNet-1k", f"{letter}16_in1k_res224")
     )
-
-
-@register_model
-def videomamba_tiny(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Tiny on images, 7 M parameters, 76.9 % ImageNet-1k top-1 published."""
-    return _create_videomamba("videomamba_tiny", pretrained, **{"embed_dim": 192, **kwargs})
-
-
-@register_model
-def videomamba_small(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Small on images, 26 M parameters, 81.2 % ImageNet-1k top-1 published."""
-    return _create_videomamba("videomamba_small", pretrained, **{"embed_dim": 384, **kwargs})
-
-
-@register_model
-def videomamba_middle(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Middle on images, 74 M parameters, 82.8 % ImageNet-1k top-1 published."""
-    return _create_videomamba("videomamba_middle", pretrained, **{"embed_dim": 576, "depth": 32, **kwargs})
-
-
-@register_model
-def videomamba_base(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Base on images, 98 M parameters, 82.7 % ImageNet-1k top-1 published."""
-    return _create_videomamba("videomamba_base", pretrained, **{"embed_dim": 768, **kwargs})
-
-
-@register_model
-def videomamba_tiny_f8(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Tiny on clips of 8 frames, 7 M parameters, 76.9 % Kinetics-400 top-1 published."""
-    return _create_videomamba("videomamba_tiny_f8", pretrained, **{"embed_dim": 192, "num_frames": 8, **kwargs})
-
-
-@register_model
-def videomamba_tiny_f16(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Tiny on clips of 16 frames, 7 M parameters, 78.1 % Kinetics-400 top-1 published."""
-    return _create_videomamba("videomamba_tiny_f16", pretrained, **{"embed_dim": 192, "num_frames": 16, **kwargs})
-
-
-@register_model
-def videomamba_tiny_f32(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Tiny on clips of 32 frames, 7 M parameters, 78.8 % Kinetics-400 top-1 published."""
-    return _create_videomamba("videomamba_tiny_f32", pretrained, **{"embed_dim": 192, "num_frames": 32, **kwargs})
-
-
-@register_model
-def videomamba_tiny_f64(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Tiny on clips of 64 frames, 7 M parameters, 79.6 % Kinetics-400 top-1 published."""
-    return _create_videomamba("videomamba_tiny_f64", pretrained, **{"embed_dim": 192, "num_frames": 64, **kwargs})
-
-
-@register_model
-def videomamba_small_f8(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Small on clips of 8 frames, 26 M parameters, 79.3 % Kinetics-400 top-1 published."""
-    return _create_videomamba("videomamba_small_f8", pretrained, **{"embed_dim": 384, "num_frames": 8, **kwargs})
-
-
-@register_model
-def videomamba_small_f16(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Small on clips of 16 frames, 26 M parameters, 80.8 % Kinetics-400 top-1 published."""
-    return _create_videomamba("videomamba_small_f16", pretrained, **{"embed_dim": 384, "num_frames": 16, **kwargs})
-
-
-@register_model
-def videomamba_small_f32(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Small on clips of 32 frames, 26 M parameters, 81.5 % Kinetics-400 top-1 published."""
-    return _create_videomamba("videomamba_small_f32", pretrained, **{"embed_dim": 384, "num_frames": 32, **kwargs})
-
-
-@register_model
-def videomamba_small_f64(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Small on clips of 64 frames, 26 M parameters, 81.8 % Kinetics-400 top-1 published."""
-    return _create_videomamba("videomamba_small_f64", pretrained, **{"embed_dim": 384, "num_frames": 64, **kwargs})
-
-
-@register_model
-def videomamba_middle_f8(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Middle on clips of 8 frames, 74 M parameters, 80.6 % Kinetics-400 top-1 published."""
-    return _create_videomamba(
-        "videomamba_middle_f8", pretrained, **{"embed_dim": 576, "depth": 32, "num_frames": 8, **kwargs}
+    entrypoint.__doc__ = (
+        f"VideoMamba-{size.title()} on {inputs}, {millions} M parameters, {PUBLISHED[file]} % {data} top-1 published."
     )
+    globals()[name] = register_model(entrypoint)  # importable and picklable, as a function written out
+
+
+for _frames in (None, *NUM_FRAMES):
+    _register("t", 7, _frames, embed_dim=192)
+    _register("s", 26, _frames, embed_dim=384)
+    _register("m", 74, _frames, embed_dim=576, depth=32)
+_register("b", 98, None, embed_dim=768)
 
 
 @register_model
-def videomamba_middle_f16(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Middle on clips of 16 frames, 74 M parameters, 81.9 % Kinetics-400 top-1 published."""
-    return _create_videomamba(
-        "videomamba_middle_f16", pretrained, **{"embed_dim": 576, "depth": 32, "num_frames": 16, **kwargs}
-    )
-
-
-@register_model
-def videomamba_middle_f32(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Middle on clips of 32 frames, 74 M parameters, 82.4 % Kinetics-400 top-1 published."""
-    return _create_videomamba(
-        "videomamba_middle_f32", pretrained, **{"embed_dim": 576, "depth": 32, "num_frames": 32, **kwargs}
-    )
-
-
-@register_model
-def videomamba_middle_f64(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """VideoMamba-Middle on clips of 64 frames, 74 M parameters, 82.8 % Kinetics-400 top-1 published."""
-    return _create_videomamba(
-        "videomamba_middle_f64", pretrained, **{"embed_dim": 576, "depth": 32, "num_frames": 64, **kwargs}
-    )
-
-
-@register_model
-def test_videomamba(pretrained: bool = False, **kwargs: Any) -> VideoMamba:
-    """A VideoMamba for tests, 0.2 M parameters; on images unless `num_frames` is given."""
-    return _create_videomamba("test_videomamba", pretrained, **{"embed_dim": 64, "depth": 3, **kwargs})
+def test_videomamba(pretrained: bool = False, **options: object) -> VideoMamba:
+    """A VideoMamba for tests, 0.2 M parameters; for images, or with `num_frames` for clips."""
+    return create(VideoMamba, "test_videomamba", pretrained, options, embed_dim=64, depth=3)

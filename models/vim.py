@@ -4,23 +4,27 @@ Paper: Vision Mamba: Efficient Visual Representation Learning with Bidirectional
 https://arxiv.org/abs/2401.09417. Published code and weights: https://github.com/hustvl/Vim.
 """
 
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Literal, cast
 
 import torch
 from timm.layers import lecun_normal_, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from vim.checkpoints import checkpoint_filter_fn, load_pretrained
+from vim.checkpoints import checkpoint_filter_fn as checkpoint_filter_fn  # timm expects it beside the class
 from vim.layers import (
     NUM_CLASS_TOKENS,
     ClassToken,
     Directions,
-    FeatureGetter,
+    Factory,
     Init,
     MambaBackbone,
     PatchEmbed,
+    check_choice,
 )
+
+from ._registry import create, tag_facts
 
 
 class Vim(MambaBackbone):
@@ -29,11 +33,11 @@ class Vim(MambaBackbone):
     Args:
         img_size: height and width in pixels.
         stride: pixels between neighbouring patches; below `patch_size` they overlap (the paper's fine-tuned models).
-        dynamic_img_size: take images of any size; the position table is resized on the way.
-        class_token: where it sits in the sequence: in the middle (all published weights), first, one at both ends, or
-            none.
         global_pool: "token", the class token or the mean of both; "avg", "max" or "avgmax" of the patches; "" for all
-            tokens. By default "token" where there is one, else "avg".
+            tokens. Default: "token" for a model with a class token, otherwise "avg".
+        class_token: its place in the sequence: "middle" (all published weights), "first", one at both "ends", or
+            "none".
+        dynamic_img_size: take images of any size; the position table is resized for each.
         directions, combine, init: see :class:`vim.layers.MambaMixer`.
         wd_exempt_A: keep weight decay off `A_log`. The published recipe decays it, against its own code's marks.
     """
@@ -64,8 +68,8 @@ class Vim(MambaBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if class_token not in NUM_CLASS_TOKENS:
-            raise ValueError(f"class_token must be one of {tuple(NUM_CLASS_TOKENS)}, got {class_token!r}")
+        check_choice("class_token", class_token, tuple(NUM_CLASS_TOKENS))
+        dd: Factory = {"device": device, "dtype": dtype}
         patch_embed = PatchEmbed(
             img_size=img_size,
             patch_size=patch_size,
@@ -73,8 +77,7 @@ class Vim(MambaBackbone):
             in_chans=in_chans,
             embed_dim=embed_dim,
             dynamic_img_size=dynamic_img_size,
-            device=device,
-            dtype=dtype,
+            **dd,
         )
         super().__init__(
             patch_embed=patch_embed,
@@ -96,8 +99,7 @@ class Vim(MambaBackbone):
             pos_drop_rate=pos_drop_rate,
             drop_path_rate=drop_path_rate,
             wd_exempt_A=wd_exempt_A,
-            device=device,
-            dtype=dtype,
+            **dd,
         )
         self.init_weights(needs_reset=False)
 
@@ -108,33 +110,22 @@ class Vim(MambaBackbone):
         lecun_normal_(self.patch_embed.proj.weight)
         nn.init.constant_(cast(Tensor, self.patch_embed.proj.bias), 0)
 
-    @torch.jit.ignore
-    def load_pretrained(self, path: str) -> None:
-        """Load a published checkpoint from a file; see :func:`vim.checkpoints.load_pretrained`."""
-        load_pretrained(self, path)
+    def rename_weights(self, weights: dict[str, object]) -> dict[str, object]:
+        """Drop the rotary tables of the authors' first checkpoints; the names are ours."""
+        return {key: value for key, value in weights.items() if not key.startswith("rope.")}
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "pool_size": None,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "paper_ids": "arXiv:2401.09417",
-        "origin_url": "https://github.com/hustvl/Vim",
-        **kwargs,
-    }
+_facts = partial(
+    tag_facts,
+    fixed_input_size=True,
+    paper_ids="arXiv:2401.09417",
+    origin_url="https://github.com/hustvl/Vim",
+)
 
 
-def _published(repository: str, filename: str, top1: float, top5: float) -> dict[str, Any]:
-    """The authors' weights, with the accuracies they report for ImageNet-1k's validation images."""
-    return _cfg(
+def _published(repository: str, filename: str, top1: float, top5: float) -> dict[str, object]:
+    """The facts of the authors' weights, with their top-1 and top-5 in % on ImageNet-1k's validation images."""
+    return _facts(
         hf_hub_id=f"hustvl/{repository}",
         hf_hub_filename=filename,
         license="apache-2.0",
@@ -147,7 +138,7 @@ def _published(repository: str, filename: str, top1: float, top5: float) -> dict
 
 default_cfgs = generate_default_cfgs(
     {
-        "vim_nano.untrained": _cfg(input_size=(3, 32, 32)),
+        "vim_nano.untrained": _facts(input_size=(3, 32, 32)),
         "vim_tiny.hustvl_in1k": _published("Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth", 76.1, 93.0),
         "vim_tiny_stride8.hustvl_in1k": _published("Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth", 78.3, 94.2),
         "vim_small.hustvl_in1k": _published("Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth", 80.5, 95.1),
@@ -155,65 +146,48 @@ default_cfgs = generate_default_cfgs(
             "Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 81.6, 95.4
         ),
         "vim_base.hustvl_in1k": _published("Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 81.9, 95.8),
-        "test_vim.untrained": _cfg(input_size=(3, 64, 64)),
+        "test_vim.untrained": _facts(input_size=(3, 64, 64)),
     }
 )
 
 
-def _create_vim(
-    variant: str, pretrained: bool, pretrained_cfg_overlay: dict[str, Any] | None = None, **kwargs: Any
-) -> Vim:
-    if kwargs.get("features_only"):  # whatever head the weights have, it is not wanted
-        kwargs.setdefault("num_classes", 0)
-    return build_model_with_cfg(
-        Vim,
-        variant,
-        pretrained,
-        # files go through load_pretrained: timm would take the running average where there is one
-        pretrained_cfg_overlay={"custom_load": "hf", **(pretrained_cfg_overlay or {})},
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": 3, "feature_cls": FeatureGetter},
-        **kwargs,
-    )
-
-
 @register_model
-def vim_nano(pretrained: bool = False, **kwargs: Any) -> Vim:
+def vim_nano(pretrained: bool = False, **options: object) -> Vim:
     """Vim-Nano, 0.3 M parameters, for small images: 32 pixels in patches of 4."""
-    return _create_vim("vim_nano", pretrained, **{"patch_size": 4, "embed_dim": 64, "depth": 6, **kwargs})
+    return create(Vim, "vim_nano", pretrained, options, patch_size=4, embed_dim=64, depth=6)
 
 
 @register_model
-def vim_tiny(pretrained: bool = False, **kwargs: Any) -> Vim:
+def vim_tiny(pretrained: bool = False, **options: object) -> Vim:
     """Vim-Tiny, 7 M parameters, 76.1 % ImageNet-1k top-1 published."""
-    return _create_vim("vim_tiny", pretrained, **{"embed_dim": 192, **kwargs})
+    return create(Vim, "vim_tiny", pretrained, options, embed_dim=192)
 
 
 @register_model
-def vim_tiny_stride8(pretrained: bool = False, **kwargs: Any) -> Vim:
+def vim_tiny_stride8(pretrained: bool = False, **options: object) -> Vim:
     """Vim-Tiny on overlapping patches, 730 tokens, 78.3 % ImageNet-1k top-1 published."""
-    return _create_vim("vim_tiny_stride8", pretrained, **{"embed_dim": 192, "stride": 8, **kwargs})
+    return create(Vim, "vim_tiny_stride8", pretrained, options, embed_dim=192, stride=8)
 
 
 @register_model
-def vim_small(pretrained: bool = False, **kwargs: Any) -> Vim:
+def vim_small(pretrained: bool = False, **options: object) -> Vim:
     """Vim-Small, 26 M parameters, 80.5 % ImageNet-1k top-1 published."""
-    return _create_vim("vim_small", pretrained, **{"embed_dim": 384, **kwargs})
+    return create(Vim, "vim_small", pretrained, options, embed_dim=384)
 
 
 @register_model
-def vim_small_stride8(pretrained: bool = False, **kwargs: Any) -> Vim:
+def vim_small_stride8(pretrained: bool = False, **options: object) -> Vim:
     """Vim-Small on overlapping patches, 730 tokens, 81.6 % ImageNet-1k top-1 published."""
-    return _create_vim("vim_small_stride8", pretrained, **{"embed_dim": 384, "stride": 8, **kwargs})
+    return create(Vim, "vim_small_stride8", pretrained, options, embed_dim=384, stride=8)
 
 
 @register_model
-def vim_base(pretrained: bool = False, **kwargs: Any) -> Vim:
+def vim_base(pretrained: bool = False, **options: object) -> Vim:
     """Vim-Base, 98 M parameters, 81.9 % ImageNet-1k top-1 published."""
-    return _create_vim("vim_base", pretrained, **{"embed_dim": 768, **kwargs})
+    return create(Vim, "vim_base", pretrained, options, embed_dim=768)
 
 
 @register_model
-def test_vim(pretrained: bool = False, **kwargs: Any) -> Vim:
+def test_vim(pretrained: bool = False, **options: object) -> Vim:
     """A Vim for tests, 0.2 M parameters."""
-    return _create_vim("test_vim", pretrained, **{"embed_dim": 64, "depth": 3, **kwargs})
+    return create(Vim, "test_vim", pretrained, options, embed_dim=64, depth=3)

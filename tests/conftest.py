@@ -23,13 +23,13 @@ def backend(request):
 @pytest.fixture(params=range(3), ids=["baseline", "avx2", "avx512"])
 def instruction_set(request, monkeypatch):
     """Each instruction set of the native backend that this processor has."""
-    from vim.kernels import cpu
+    from vim.kernels.native import library
 
-    if cpu.library() is None:
+    if library.load() is None:
         pytest.skip("the native backend is not built")
-    if request.param > cpu.instruction_set():
+    if request.param > library.instruction_set():
         pytest.skip("not on this processor")
-    monkeypatch.setattr(cpu, "instruction_set", lambda: request.param)
+    monkeypatch.setattr(library, "instruction_set", lambda: request.param)
     return request.param
 
 

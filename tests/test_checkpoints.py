@@ -87,7 +87,7 @@ def prefixed(prefix, weights=WEIGHTS):
     return {f"{prefix}{key}": value for key, value in weights.items()}
 
 
-PREFIXES = ("module.", "backbone.", "_orig_mod.", "module.backbone.", "module._orig_mod.", "_orig_mod.module.")
+PREFIXES = ("module.", "backbone.", "encoder.", "_orig_mod.", "module.backbone.", "_orig_mod.module.")
 LAYOUTS = {
     **{prefix: prefixed(prefix) for prefix in PREFIXES},
     "published": published(WEIGHTS, AVERAGE),
@@ -95,9 +95,8 @@ LAYOUTS = {
     "state_dict": {"state_dict": WEIGHTS, "meta": {"epoch": 3}},
     "module": {"module": WEIGHTS},
     "nested": {"model": {"state_dict": WEIGHTS}},
-    "norm": {"norm.weight" if key == NORM else key: value for key, value in WEIGHTS.items()},
-    "unused": WEIGHTS | {"distill_head.weight": torch.ones(3), "rope.freqs_cos": torch.ones(4)},
-    "decoder": prefixed("encoder.") | {"clip_decoder.0.weight": torch.ones(3)},
+    "unused": WEIGHTS | {"rope.freqs_cos": torch.ones(4)},
+    "unused, of another prefix": prefixed("module.encoder.") | {"module.rope.freqs_cos": torch.ones(4)},
     "parameters": {key: torch.nn.Parameter(value) for key, value in WEIGHTS.items()},
     "views": {key: torch.stack([value, value], -1)[..., 1] for key, value in WEIGHTS.items()},
     "float16": {key: value.half() for key, value in WEIGHTS.items()},
@@ -111,7 +110,7 @@ def test_layouts(layout, tmp_path):
     assert_weights(build(save(tmp_path / "weights.pth", LAYOUTS[layout])), WEIGHTS)
 
 
-@pytest.mark.parametrize("layout", ["bare", "norm", "unused", "decoder", "float16", "bfloat16"])
+@pytest.mark.parametrize("layout", ["bare", "encoder.", "unused", "float16", "bfloat16"])
 def test_safetensors(layout, tmp_path):
     safetensors.torch.save_file(LAYOUTS[layout], tmp_path / "weights.safetensors")
     assert_weights(build(tmp_path / "weights.safetensors"), WEIGHTS)
@@ -212,7 +211,7 @@ def test_adaptation(name, source, tmp_path, caplog):
         assert torch.equal(state[TABLE][:, model.patch_embed.num_patches // 2], TABLE4X4[:, 8])
     new_head = re.search("The head is new: .* was not trained on 3 classes", caplog.text)
     assert bool(new_head) == (name == "classes")
-    logits = model(torch.randn(1, model.in_chans, *model.patch_embed.img_size))
+    logits = model(torch.randn(1, model.in_chans, *model.img_size))
     assert logits.shape == (1, changes.get("num_classes", 10) or 16)
     assert logits.isfinite().all()
 
@@ -492,7 +491,7 @@ def not_finite(key, count, total):
 
 NAN, INF = float("nan"), float("inf")
 EMPTY, DEEPER, SHALLOWER = other("cls_token", "missing", (1, 1, 16)), random_weights(depth=3), random_weights(depth=1)
-WRONG = {  # what a file holds, and what is said of it
+WRONG = {  # the content of a file, and the error
     "list": ([WEIGHTS], "expected a dict of tensors, got list"),
     "tensor": (torch.ones(3), "expected a dict of tensors, got Tensor"),
     "empty": ({}, EMPTY),
@@ -522,7 +521,11 @@ WRONG = {  # what a file holds, and what is said of it
     "half": (dict(list(WEIGHTS.items())[::2]), other(TABLE, "missing", (1, 17, 16))),
     "one missing": (without(PROJ), other(PROJ, "missing", (64, 16))),
     "one more": (but("a", torch.ones(2)), other("a", (2,), "missing")),
-    "two norms": (but("norm.weight", torch.ones(16)), other("norm.weight", (16,), "missing")),
+    "another family's norm": (
+        without(NORM) | {"norm.weight": WEIGHTS[NORM]},
+        other(NORM, "missing", (16,)) + ", and 1 more",
+    ),
+    "another family's head": (but("distill_head.weight", torch.ones(2)), other("distill_head.weight", (2,), "missing")),
     "half prefixed": (prefixed("module.", without(HEAD)) | {HEAD: WEIGHTS[HEAD]}, EMPTY),
     "integers": (but(PROJ, WEIGHTS[PROJ].int()), f"has {PROJ} as torch.int32"),
     "complex": (but(PROJ, WEIGHTS[PROJ] + 1j), f"has {PROJ} as torch.complex64"),
@@ -534,7 +537,7 @@ WRONG = {  # what a file holds, and what is said of it
     "flat table": (but(TABLE, TABLE4X4[0]), other(TABLE, (17, 16), (1, 17, 16))),
     "two tables": (but(TABLE, torch.ones(2, 37, 16)), other(TABLE, (2, 37, 16), (1, 17, 16))),
 }
-WRONG_HEADS = {  # right for a model without a head
+WRONG_HEADS = {  # accepted by a model without a head
     "classes": (
         random_weights(num_classes=7),
         other(HEAD, (7, 16), (10, 16)) + ".*: num_classes must be the file's, or 0",

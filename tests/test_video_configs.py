@@ -1,171 +1,194 @@
-"""The recipes of VideoMamba: each is what was published, and trains."""
+"""VideoMamba's tables of recipes: each row is what its name says, follows from its batch, and trains."""
 
-import ast
 import re
-from typing import NamedTuple
 
 import pytest
 import timm
 from accelerate.state import AcceleratorState
 
-from tests.tiny import ROOT, write_folder, write_image
-from vim.engine.config import load_config
-from vim.engine.pretrain import trainer_of
+from tests.tiny import ROOT, configs_of, run_of, write_folder, write_image
+from vim.engine.config import load_recipe
+from vim.models import videomamba
+from vim.options import ImageRecipe, ImageTrainOptions
 
-CONFIGS = {path.stem: path for path in sorted((ROOT / "configs/videomamba").glob("*.py"))}
-# videomamba-SIZE[-mask[-pt]][-fFRAMES][-PIXELS]_GPUSxbBATCH-EPOCHSe_DATA
-NAME = re.compile(r"videomamba-(\w+?)(-mask-pt|-mask|)(?:-f(\d+))?(?:-(\d+))?_(\d+)xb(\d+)-(\d+)e_(\w+)")
-NUM_CLASSES = {"in1k": 1000, "k400": 400, "ssv2": 174, "breakfast": 10, "coin": 180}
-
-
-class Facts(NamedTuple):
-    """Of the published scripts; `batch` is that of all GPUs in an update, in videos, lr what it gives."""
-
-    batch: int
-    lr: float
-    epochs: int
-    warmup: int
-    drop_path: float
-    weight_decay: float
-    layer_decay: float | None
-
-
-def facts():
-    tiny, small, middle, mask = (0.1, 0.1, 0.75), (0.35, 0.05, 0.75), (0.8, 0.05, 0.75), (0.4, 0.05, 0.8)
-    longer = (0.4, 0.05, 0.75)  # of small on long videos
-    known = {}
-    for frames, batch, lr in ((8, 512, 8e-4), (16, 512, 8e-4), (32, 256, 4e-4), (64, 256, 4e-4)):
-        known["tiny", frames, 224, "k400"] = Facts(batch, lr, 70, 5, *tiny)
-    for frames, batch, lr in ((8, 512, 8e-4), (16, 512, 8e-4), (32, 256, 4e-4), (64, 128, 2e-4)):
-        known["small", frames, 224, "k400"] = Facts(batch, lr, 50, 5, *small)
-    for frames, batch, lr, lr_mask in (
-        (8, 512, 8e-4, 4e-4),
-        (16, 256, 2e-4, 2e-4),
-        (32, 128, 1e-4, 1e-4),
-        (64, 64, 5e-5, 5e-5),
-    ):
-        known["middle", frames, 224, "k400"] = Facts(batch, lr, 50, 5, *middle)
-        known["middle-mask", frames, 224, "k400"] = Facts(batch, lr_mask, 45, 5, *mask)
-    for name, batch, lr, epochs, drop_path in (
-        ("tiny", 96, 3.75e-6, 10, 0.1),
-        ("small", 128, 5e-6, 6, 0.35),
-        ("middle", 32, 1.25e-6, 6, 0.8),
-        ("middle-mask", 32, 1.25e-6, 6, 0.4),
-    ):
-        known[name, 64, 384, "k400"] = Facts(batch, lr, epochs, 2 if epochs == 10 else 1, drop_path, 1e-8, None)
-    for frames, batch, lr, lr_mask in ((8, 512, 1.6e-3, 4e-4), (16, 256, 8e-4, 2e-4)):
-        known["tiny", frames, 224, "ssv2"] = Facts(512, 1.6e-3, 35, 5, *tiny)
-        known["small", frames, 224, "ssv2"] = Facts(512, 1.6e-3, 30, 5, *small)
-        known["middle", frames, 224, "ssv2"] = Facts(batch, lr, 30, 5, *middle)
-        known["middle-mask", frames, 224, "ssv2"] = Facts(batch, lr_mask, 30, 5, *mask)
-    for name, batch, lr, drop_path in (
-        ("tiny", 512, 2e-5, 0.1),
-        ("small", 192, 7.5e-6, 0.35),
-        ("middle", 96, 3.75e-6, 0.8),
-        ("middle-mask", 96, 3.75e-6, 0.4),
-    ):
-        known[name, 16, 288, "ssv2"] = Facts(batch, lr, 10, 2, drop_path, 1e-8, None)
-    for data, epochs in (("breakfast", (70, 50, 50, 45)), ("coin", (40, 35, 30, 30))):
-        for frames, batch, lr, batch_middle, lr_middle in ((32, 256, 4e-4, 64, 1e-4), (64, 128, 2e-4, 32, 5e-5)):
-            known["tiny", frames, 224, data] = Facts(256, 4e-4, epochs[0], 5, *tiny)
-            known["small", frames, 224, data] = Facts(batch, lr, epochs[1], 5, *longer)
-            known["middle", frames, 224, data] = Facts(batch_middle, lr_middle, epochs[2], 5, 0.8, 0.05, 0.8)
-            known["middle-mask", frames, 224, data] = Facts(batch_middle, lr_middle, epochs[3], 5, *mask)
-    for name, batch, lr, warmup, drop_path, weight_decay in (
-        ("tiny", 4096, 4e-3, 5, 0.0, 0.1),
-        ("small", 4096, 4e-3, 5, 0.15, 0.05),
-        ("middle", 2048, 2e-3, 20, 0.5, 0.05),
-        ("base", 2048, 2e-3, 20, 0.5, 0.05),
-    ):
-        known[name, None, 224, "in1k"] = Facts(batch, lr, 300, warmup, drop_path, weight_decay, None)
-    for name, batches, rates, drop_path in (
-        ("tiny", (2048, 1024), (2e-5, 1e-5), 0.0),
-        ("small", (512, 512), (5e-6, 5e-6), 0.15),
-        ("middle", (512, 512), (5e-6, 5e-6), 0.5),
-    ):
-        for pixels, batch, lr, epochs in zip((448, 576), batches, rates, (30, 10), strict=True):
-            known[name, None, pixels, "in1k"] = Facts(
-                batch, lr, epochs, 5 if epochs == 30 else 2, drop_path, 1e-8, None
-            )
-    for data in ("k400", "ssv2"):
-        known["middle-mask-pt", 8, 224, data] = Facts(2048, 1.2e-3, 801, 40, 0.4, 0.05, None)
-    return known
-
-
-FACTS = facts()
+# videomamba-SIZE[-mask[-pt]][-fFRAMES][-PIXELS]_DATA
+NAME = re.compile(r"videomamba-(\w+?)(-mask-pt|-mask|)(?:-f(\d+))?(?:-(\d+))?_(\w+)")
+ROWS = {name: path for name, path in configs_of("videomamba").items() if NAME.fullmatch(name) and ".py:" in str(path)}
+DATA = {"in1k": None, "k400": "sparse", "ssv2": "ssv2", "breakfast": "sparse", "coin": "sparse"}
 
 
 def parse(name):
-    size, mask, frames, pixels, gpus, batch, epochs, data = NAME.fullmatch(name).groups()
-    key = (size + mask, int(frames) if frames else None, int(pixels or 224), data)
-    return key, int(gpus), int(batch), int(epochs)
+    size, mask, frames, pixels, data = NAME.fullmatch(name).groups()
+    return size, mask, frames and int(frames), int(pixels or 224), data
 
 
-RECIPES = [name for name in CONFIGS if NAME.fullmatch(name)]
-
-
-def test_there_is_one_for_each_that_was_published():
-    assert sorted(map(str, FACTS)) == sorted(str(parse(name)[0]) for name in RECIPES)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_published_recipe(name):
-    (kind, frames, pixels, data), gpus, batch, epochs = parse(name)
-    config, want = load_config(CONFIGS[name]), FACTS[kind, frames, pixels, data]
-    samples = config.data.get("samples", 1)
-    assert samples == (2 if frames and "pt" not in kind else 1)
-    assert config.data.batch_size == batch
-    assert batch * gpus * config.train.get("accumulate", 1) == want.batch * samples
-    assert config.optimizer.lr == pytest.approx(want.lr)
-    assert (
-        (config.schedule.num_epochs, config.schedule.warmup_epochs) == (want.epochs, want.warmup) == (epochs, want[3])
-    )
-    assert config.model.get("drop_path_rate", 0.0) == want.drop_path
-    assert config.optimizer.weight_decay == want.weight_decay
-    assert config.optimizer.get("layer_decay") == want.layer_decay
-    assert config.train.get("ema_decay") is None
-    if frames and samples == 2:
-        scale = want.batch * 2 / 256
-        assert config.schedule.min_lr == config.schedule.warmup_lr == pytest.approx(1e-6 * scale)
-        assert config.data.train_transform.hflip == (0.0 if data == "ssv2" else 0.5)
-        assert config.data.video.sampling == ("ssv2" if data == "ssv2" else "sparse")
-        aug = "rand-m5-n2-mstd0.25-inc1" if kind == "tiny" else "rand-m7-n4-mstd0.5-inc1"
-        assert config.data.train_transform.auto_augment == aug
-    assert config.data.get("video", {}).get("num_frames") == frames
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_its_weights_and_its_docstring(name):
-    (kind, frames, pixels, data), gpus, _, _ = parse(name)
-    config = load_config(CONFIGS[name])
-    model_name, _, tag = config.model.model_name.partition(".")
-    size = kind.split("-")[0]
-    assert model_name == f"videomamba_{size}" + (f"_f{frames}" if frames else "")
-    assert config.model.get("img_size", 224) == pixels
-    assert config.model.get("num_classes", 1000) == (0 if kind.endswith("pt") else NUM_CLASSES[data])
-    if tag:
-        cfg = timm.get_pretrained_cfg(config.model.model_name)
-        assert cfg is not None
-        assert config.model.pretrained
-    text = " ".join(ast.get_docstring(ast.parse(CONFIGS[name].read_text())).split())
-    nodes = f"--nproc-per-node {gpus}" if gpus <= 8 else f"--nnodes {gpus // 8} --nproc-per-node 8"
-    assert f"Command: torchrun {nodes} tools/train.py configs/videomamba/{name}.py --cfg-options data.root=PATH" in text
-    published = FILES.get((size, kind.endswith("mask"), data, frames, pixels))
-    assert published is None or f"Accuracy: {published} % top-1 published" in text
-
-
-def published_accuracies():
-    from vim.models.videomamba import NAME as FILE
-    from vim.models.videomamba import PUBLISHED, SIZES
-
+def published():
+    """The accuracy of each published file for one of the data sets, by what its name says; None if it has none."""
+    masked = {"ft": "-mask", "pt": "-mask-pt", None: ""}
     found = {}
-    for file, top1 in PUBLISHED.items():
-        size, data, mask, frames, pixels = FILE.fullmatch(file).groups()
-        found[SIZES[size], mask == "ft", data, int(frames) if frames else None, int(pixels)] = top1
+    for file, top1 in videomamba.PUBLISHED.items():
+        size, data, mask, frames, pixels = videomamba.NAME.fullmatch(file).groups()
+        if data in DATA:
+            found[videomamba.SIZES[size], masked[mask], frames and int(frames), int(pixels), data] = top1
     return found
 
 
-FILES = published_accuracies()
+def test_there_is_a_row_for_each_published_file():
+    assert sorted(map(parse, ROWS), key=str) == sorted(published(), key=str)
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_the_accuracies_beside_the_rows(data):
+    text = (ROOT / f"configs/videomamba/{data}.py").read_text()
+    beside = dict(re.findall(r'"(videomamba-\S+)":[^#]*# ([\d.]+)$', text, re.MULTILINE))
+    of_files = {key: str(top1) for key, top1 in published().items() if key[-1] == data and top1 is not None}
+    assert {parse(name): top1 for name, top1 in beside.items()} == of_files
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_is_what_its_name_says(name):
+    size, mask, frames, pixels, data = parse(name)
+    recipe = load_recipe(ROWS[name], ImageRecipe)
+    model_name, _, tag = recipe.model["model_name"].partition(".")
+    assert model_name == f"videomamba_{size}" + (f"_f{frames}" if frames else "")
+    assert recipe.model.get("img_size", 224) == pixels
+    assert recipe.model.get("num_classes", 1000) == (0 if mask == "-mask-pt" else videomamba.NUM_CLASSES[data])
+    assert (recipe.data.video.get("num_frames"), recipe.data.video.get("sampling")) == (frames, DATA[data])
+    assert ("mask" in tag) == (mask == "-mask")
+    assert (recipe.masking is not None) == (mask == "-mask-pt")
+    assert bool(tag) == bool(recipe.model.get("pretrained"))
+    assert not tag or timm.get_pretrained_cfg(recipe.model["model_name"])
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if "in1k" not in name and "-pt-" not in name])
+def test_the_rates_follow_from_the_batch(name):
+    """Each rate is for 256 clips per update: the ends of the schedule are 1e-6 of them, the peak a published number."""
+    recipe = load_recipe(ROWS[name], ImageRecipe)
+    clips = 256 * recipe.schedule["min_lr"] / 1e-6
+    assert recipe.schedule["warmup_lr"] == recipe.schedule["min_lr"]
+    assert round(clips / recipe.data.batch_size / recipe.train.accumulate, 6) in (8, 16, 32)
+    published = [5e-6] if recipe.model.get("img_size") else [1e-4, 2e-4, 4e-4]
+    assert round(256 * recipe.optimizer["lr"] / clips, 12) in published
+
+
+CLIPS = {
+    "scale": (0.08, 1.0),
+    "ratio": (0.75, 1.3333),
+    "hflip": 0.5,
+    "interpolation": "bicubic",
+    "auto_augment": "rand-m7-n4-mstd0.5-inc1",
+    "color_jitter": 0.0,
+    "re_prob": 0.25,
+    "re_mode": "pixel",
+    "re_count": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "optimizer", "schedule", "transform"),
+    [
+        (
+            "videomamba-tiny-f64_coin",
+            {"pretrained_cfg_overlay": {"hf_hub_filename": "videomamba_t16_k400_f32_res224.pth"}},
+            {"lr": 4e-4, "weight_decay": 0.1, "layer_decay": 0.75},
+            (40, 5, 2e-6),
+            {"auto_augment": "rand-m5-n2-mstd0.25-inc1"},
+        ),
+        (
+            "videomamba-middle-f32_breakfast",
+            {},
+            {"lr": 1e-4, "weight_decay": 0.05, "layer_decay": 0.8},
+            (50, 5, 5e-7),
+            {},
+        ),
+        (
+            "videomamba-middle-mask-f16_ssv2",
+            {
+                "pretrained_cfg_overlay": {
+                    "hf_hub_filename": "videomamba_m16_ssv2_mask_pt_f8_res224.pth",
+                    "num_classes": 0,
+                }
+            },
+            {"lr": 2e-4, "weight_decay": 0.05, "layer_decay": 0.8},
+            (30, 5, 2e-6),
+            {"hflip": 0.0},
+        ),
+        (
+            "videomamba-small-f64-384_k400",
+            {"img_size": 384},
+            {"lr": 5e-6, "weight_decay": 1e-8},
+            (6, 1, 1e-6),
+            {},
+        ),
+    ],
+    ids=str,
+)
+def test_whole_rows_of_clips(name, model, optimizer, schedule, transform):
+    size, mask, frames, _, data = parse(name)
+    drop = {"tiny": 0.1, "small": 0.35, "middle": 0.8, "middle-mask": 0.4}[size + mask]
+    recipe = load_recipe(ROWS[name], ImageRecipe)
+    assert recipe.model == {
+        "model_name": recipe.model["model_name"],
+        "pretrained": True,
+        "num_classes": videomamba.NUM_CLASSES[data],
+        "drop_path_rate": drop,
+        **model,
+    }
+    assert recipe.optimizer == {"opt": "adamw", **optimizer}
+    epochs, warmup, lowest = schedule
+    assert recipe.schedule == {
+        "sched": "cosine",
+        "step_on_epochs": False,
+        "num_epochs": epochs,
+        "warmup_epochs": warmup,
+        "warmup_lr": lowest,
+        "min_lr": lowest,
+    }
+    assert recipe.data.train_transform == {**CLIPS, **transform}
+    assert (recipe.data.samples, recipe.data.num_workers) == (2, 10)
+    accumulate = 2 if "384" in name else 1
+    assert recipe.train == ImageTrainOptions(amp="bf16", smoothing=0.1, accumulate=accumulate)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "lr", "decay", "drop", "schedule", "clip_grad"),
+    [
+        ("videomamba-tiny_in1k", 512, 4e-3, 0.1, 0.0, (300, 5, 1e-6, 1e-5), 5.0),
+        ("videomamba-small_in1k", 512, 4e-3, 0.05, 0.15, (300, 5, 1e-6, 1e-5), None),
+        ("videomamba-middle_in1k", 128, 2e-3, 0.05, 0.5, (300, 20, 5e-7, 5e-6), 5.0),
+        ("videomamba-base_in1k", 128, 2e-3, 0.05, 0.5, (300, 20, 5e-7, 5e-6), 5.0),
+        ("videomamba-middle-448_in1k", 32, 5e-6, 1e-8, 0.5, (30, 5, 1e-6, 5e-6), None),
+        ("videomamba-tiny-576_in1k", 128, 1e-5, 1e-8, 0.0, (10, 2, 1e-6, 5e-6), None),
+    ],
+)
+def test_whole_rows_of_images(name, batch, lr, decay, drop, schedule, clip_grad):
+    recipe = load_recipe(ROWS[name], ImageRecipe)
+    keys = ("num_epochs", "warmup_epochs", "warmup_lr", "min_lr")
+    assert tuple(recipe.schedule[key] for key in keys) == schedule
+    assert recipe.optimizer == {"opt": "adamw", "lr": lr, "weight_decay": decay}
+    assert recipe.model.get("drop_path_rate", 0.0) == drop
+    assert recipe.train == ImageTrainOptions(amp="bf16", smoothing=0.1, clip_grad=clip_grad)
+    of_tiny = "tiny" in name
+    assert (recipe.data.batch_size, recipe.data.repeats) == (batch, 1 if of_tiny else 3)
+    assert recipe.data.train_transform["auto_augment"] == ("v0r" if of_tiny else "rand-m9-mstd0.5-inc1")
+    small = {"model_name": "videomamba_small", "pretrained": True}
+    assert recipe.teacher == (small if name in ("videomamba-middle_in1k", "videomamba-base_in1k") else None)
+
+
+@pytest.mark.parametrize("data", ["k400", "ssv2"])
+def test_whole_rows_of_masked_pretraining(data):
+    recipe = load_recipe(ROWS[f"videomamba-middle-mask-pt-f8_{data}"], ImageRecipe)
+    assert recipe.model == {"model_name": "videomamba_middle_f8", "num_classes": 0, "drop_path_rate": 0.4}
+    assert recipe.teacher == {"model_name": "vit_base_patch16_clip_224.openai", "pretrained": True}
+    assert (recipe.masking, recipe.mixup) == ({"ratio": 0.8}, None)
+    assert recipe.optimizer == {"opt": "adamw", "lr": 1.2e-3, "weight_decay": 0.05, "betas": (0.9, 0.95)}
+    keys = ("num_epochs", "warmup_epochs", "warmup_lr", "min_lr", "step_on_epochs")
+    assert tuple(recipe.schedule[key] for key in keys) == (801, 40, 0.0, 8e-5, False)
+    assert (recipe.data.batch_size, recipe.data.samples, recipe.data.num_workers) == (64, 1, 10)
+    assert recipe.data.train_transform == {"scale": (0.4356, 1.0), "ratio": (0.75, 1.3333), "color_jitter": 0.0}
+    assert recipe.train == ImageTrainOptions(amp="bf16", smoothing=0.1)
+
+
 SMALL = {
     "model.embed_dim": 16,
     "model.depth": 2,
@@ -178,7 +201,7 @@ SMALL = {
     "train.accumulate": 1,
 }
 TEACHERS = {
-    "videomamba_small": {"img_size": 32, "embed_dim": 24, "depth": 1},
+    "videomamba_small": {"img_size": 32, "embed_dim": 24, "depth": 1, "num_classes": 2},
     "vit_base_patch16_clip_224.openai": {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2, "num_classes": 7},
 }
 
@@ -203,25 +226,20 @@ def write_videos(root):
     return root
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_it_trains(name, tmp_path, monkeypatch):
-    for plot in ("plot_curves", "plot_confusion"):
-        monkeypatch.setattr(f"vim.engine.trainer.{plot}", lambda *args: None)
-    frames = parse(name)[0][1]
-    config = load_config(CONFIGS[name], SMALL)
+@pytest.mark.parametrize("name", ROWS)
+def test_it_trains(name, tmp_path):
+    frames, recipe, options = parse(name)[2], load_recipe(ROWS[name], ImageRecipe), dict(SMALL)
     if frames:
-        config.model.num_frames = config.data.video.num_frames = 2
-        config.data.video.pop("classes", None)
-        config.data.root = str(write_videos(tmp_path / "data"))
+        options |= {"data.root": str(write_videos(tmp_path / "data")), "model.num_frames": 2}
+        options |= {"data.video.num_frames": 2, "data.video.classes": None}
     else:
-        config.data.root = str(write_folder(tmp_path / "data"))
-    if config.model.get("num_classes") != 0:
-        config.model.num_classes = 2
-    if "teacher" in config:
-        config.teacher.update({**TEACHERS[config.teacher.model_name], "pretrained": False})
-        if config.teacher.model_name == "videomamba_small":
-            config.teacher.num_classes = 2
-    trainer = trainer_of(config)(config, tmp_path / "run")
-    assert trainer.updates == config.data.get("samples", 1)
-    assert trainer.fit() is not None
-    assert trainer.rows[0]["train_loss"] > 0
+        options["data.root"] = str(write_folder(tmp_path / "data"))
+    if recipe.masking is None:
+        options["model.num_classes"] = 2
+    if recipe.teacher:
+        small = {**TEACHERS[recipe.teacher["model_name"]], "pretrained": False}
+        options |= {f"teacher.{key}": value for key, value in small.items()}
+    loop = run_of(load_recipe(ROWS[name], ImageRecipe, options), tmp_path / "run")
+    assert loop.updates == recipe.data.samples
+    assert loop.fit()
+    assert loop.rows[0]["train_loss"] > 0

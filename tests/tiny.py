@@ -3,16 +3,22 @@
 import functools
 import importlib.util
 import io
+import re
 import tarfile
 from pathlib import Path
 
+import av
 import numpy as np
-import pytest
+from mmengine.config import Config
 from PIL import Image
 
 from vim.data import Digits
 from vim.data.datasets import BUILT_IN
-from vim.engine.config import load_config
+from vim.data.series import Series
+from vim.engine.config import load_recipe
+from vim.engine.weights import Save, read_run
+from vim.options import ImageData, ImageRecipe
+from vim.tasks.build import build_run
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "configs/vim/vim-nano_1xb64_digits.py"
@@ -26,6 +32,7 @@ OPTIONS = {
     "schedule.num_epochs": 2,
     "schedule.warmup_epochs": 0,
 }
+VIDEO_FRAMES = 40  # of a video that write_video writes
 WORDS = [f"{key}={value}" for key, value in OPTIONS.items()]  # for --cfg-options
 
 
@@ -41,8 +48,9 @@ def load_tool(name):
 class FewDigits(Digits):
     """The first digits of each part."""
 
-    def __init__(self, **options):
-        super().__init__(**options)
+    def __init__(self, *, train, mode="L"):
+        super().__init__(train=train, mode=mode)
+        self.train = train
         self.images, self.labels = self.images[:64], self.labels[:64]
 
 
@@ -50,9 +58,30 @@ def few_digits(monkeypatch):
     monkeypatch.setitem(BUILT_IN, "digits", FewDigits)
 
 
-def tiny_config(**options):
-    """The digits' config with the tiny model; sections and keys are joined by two underscores."""
-    return load_config(DIGITS, {**OPTIONS, **{key.replace("__", "."): value for key, value in options.items()}})
+def tiny_recipe(**options):
+    """The digits' recipe with the tiny model; sections and keys are joined by two underscores."""
+    options = {key.replace("__", "."): value for key, value in options.items()}
+    return load_recipe(DIGITS, ImageRecipe, {**OPTIONS, **options})
+
+
+def image_data(options):
+    """The data options of a recipe, from some of them."""
+    return ImageData(**{"batch_size": 1, "num_workers": 0, **options})
+
+
+def run_of(recipe, work_dir, resume=None):
+    """The loop of a recipe, resumed from a save, or from a checkpoint's path, on request."""
+    save = Save(resume, read_run(resume)) if isinstance(resume, Path) else resume
+    return build_run(recipe, work_dir, save)
+
+
+def configs_of(family):
+    """The configs below configs/FAMILY by name, each file or row of a table as load_recipe takes it."""
+    found = {}
+    for file in sorted((ROOT / "configs" / family).glob("*.py")):
+        rows = Config.fromfile(file, use_environment_variables=False).get("rows", {})
+        found |= {row: Path(f"{file}:{row}") for row in rows} or {file.stem: file}
+    return found
 
 
 def write_image(path, height=10, width=12):
@@ -86,7 +115,6 @@ def encode(number, broken=()):
 
 def write_shards(folder, broken=()):
     """Four WebDataset shards of eight images."""
-    pytest.importorskip("webdataset")
     folder.mkdir(exist_ok=True)
     for shard in range(4):
         with tarfile.open(folder / f"in-train-{shard}.tar", "w") as archive:
@@ -97,12 +125,13 @@ def write_shards(folder, broken=()):
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
     options = {"split": "in-train-{0..3}.tar|32"}
-    return {"dataset": "wds/in", "root": folder, "train_options": options, "val_options": options}
+    return {"dataset": "wds/in", "root": str(folder), "train_options": options, "val_options": options}
 
 
 def write_parquet(folder, broken=()):
     """A Hugging Face data set in four files of eight images; broken bytes go in as bytes."""
-    datasets = pytest.importorskip("datasets")
+    import datasets  # here, because it takes a second
+
     datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # it waits after each pass
     folder.mkdir(exist_ok=True)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
@@ -114,3 +143,45 @@ def write_parquet(folder, broken=()):
         datasets.Dataset.from_list(rows, features=features).to_parquet(folder / f"train-{shard}.parquet")
     options = {"split": "train", "num_samples": 32}
     return {"dataset": f"hfids/{folder}", "train_options": options, "val_options": options}
+
+
+def make_series(values, step="h", start="2020-01-01"):
+    """Columns a, b, ... of values (n, m) or (n,)."""
+    values = np.asarray(values, float)
+    values = values[:, None] if values.ndim == 1 else values
+    dates = np.datetime64(start, "ns") + np.arange(len(values)) * np.timedelta64(1, step)
+    return Series(dates, values, [chr(97 + i) for i in range(values.shape[1])], "it")
+
+
+def write_lines(path, *lines):
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_video(path, codec="libx264", *, count=VIDEO_FRAMES, size=(64, 48), times=None, rotation=0, **options):
+    """A video whose frames are grey, and brighter in their left upper corner."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", container_options={"movflags": "faststart"}) as container:
+        stream = container.add_stream(codec, rate=10, options={"crf": "10", **options})
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number in range(count):
+            pixels = np.full((size[1], size[0], 3), 6 * number, np.uint8)
+            pixels[:16, :16] = 255
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = number if times is None else times[number]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def frame_numbers(frames):
+    """Which frames these are."""
+    return [round(np.asarray(frame.convert("L"))[20:, 20:].mean() / 6) for frame in frames]
+
+
+def told(*parts):
+    """A pattern for pytest.raises: these texts in this order."""
+    return ".*".join(re.escape(str(part)) for part in parts)

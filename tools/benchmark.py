@@ -1,13 +1,14 @@
 """Compare ops and models side by side in one run: time, throughput, peak memory; forward passes and training steps.
 
-Without --models: the scan's backends, Vim against DeiT at several sizes, VideoMamba against a transformer, and what
-`import vim` adds to `import timm`. Transformers have PyTorch's fused attention; TIMM_FUSED_ATTN=0 before the command
-gives timm's models the plain one.
+Without --models: the scan's backends, Vim against DeiT at several sizes, VideoMamba against a transformer, and the time
+that `import vim` adds to `import timm`. Transformers have PyTorch's fused attention, or with TIMM_FUSED_ATTN=0 before
+the command the plain one. `benchmark.py gpu` checks, times, tunes and profiles the Triton backend.
 """
 
 import argparse
 import itertools
 import os
+import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,9 @@ from rich.box import ASCII2
 from rich.console import Console
 from rich.table import Table
 
-from vim.engine.benchmark import PASSES, Row, compare_everything, compare_imports, compare_models, plot
 from vim.engine.files import write_csv
-from vim.errors import UserError, run
+from vim.errors import UserError, require, run
+from vim.measure import PASSES, Row, compare_everything, compare_imports, compare_models, gpu, plot
 
 
 def parse() -> argparse.Namespace:
@@ -35,6 +36,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--amp", choices=("no", "bf16", "fp16"), default="no", help="autocast of models")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw time and memory over sizes there")
+    stages = parser.add_subparsers(dest="command", metavar="gpu").add_parser("gpu", help="the Triton backend on a GPU")
+    stages.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the results, a file a stage")
+    stages.add_argument("--minutes", type=float, default=gpu.MINUTES, metavar="N", help="for all stages together")
+    stages.add_argument("--stages", nargs="+", choices=gpu.STAGES, default=list(gpu.STAGES), metavar="STAGE")
+    stages.add_argument("--rehearse", action="store_true", help="toy shapes, also without a GPU")
     return parser.parse_args()
 
 
@@ -64,6 +70,12 @@ def show(rows: list[Row]) -> None:
 
 def main() -> None:
     arguments = parse()
+    if arguments.command == "gpu":
+        require("triton", "benchmark.py gpu")
+        from vim.measure.gpu.command import run_stages
+
+        right = run_stages(arguments.out, arguments.minutes, arguments.stages, rehearse=arguments.rehearse)
+        sys.exit(0 if right else 1)
     print(f"PyTorch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads, amp {arguments.amp}")
     rows = chosen(arguments) if arguments.models else compare_everything(arguments.device, arguments.amp)
     show(rows)

@@ -24,7 +24,8 @@ def main() -> None:
     elif arguments.ema:
         raise UserError("--ema goes with --model: a checkpoint of tools/train.py holds the weights to use as they are")
     else:
-        model, meta = load_trained(arguments.checkpoint)
+        model, state = load_trained(arguments.checkpoint)
+        meta = state["meta"]
         classes, transform = meta["classes"], meta["eval_transform"]
     save_for_timm(model, arguments.folder, classes, transform)
     print(f'in {arguments.folder}: timm.create_model("local-dir:{arguments.folder}", pretrained=True)')

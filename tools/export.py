@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from vim.engine.export import SUFFIXES, build, check_installed, choose_format, export
 from vim.engine.files import make_folder
 from vim.errors import run
+from vim.export import SUFFIXES, build, check_installed, choose_format, export
 from vim.kernels.traceable import DECOMPOSITIONS
 
 NOTES = {

@@ -4,34 +4,24 @@ import argparse
 import shlex
 from pathlib import Path
 
-from vim.engine.config import OptionsAction, work_dir_of
-from vim.engine.forecast import (
-    Comparison,
-    ForecastTrainer,
-    check_out,
-    compare,
-    forecast_next,
-    load_forecast_config,
-    load_forecaster,
-    plot_curves,
-    series_for,
-    windows_of,
-    write_comparison,
-    write_forecast,
-)
+from vim.engine.config import add_run_arguments, recipe_of, work_dir_of
+from vim.engine.plots import plot_curves
+from vim.engine.weights import choose_save, load_weights, read_run
 from vim.errors import UserError, run
+from vim.options import SeriesRecipe
+from vim.tasks.build import build_run
+from vim.tasks.forecasting.baselines import Comparison, compare
+from vim.tasks.forecasting.build import load_forecaster, windows_of
+from vim.tasks.forecasting.predict import check_out, forecast_next, write_forecast
+from vim.tasks.forecasting.report import write_comparison
+from vim.tasks.forecasting.train import Forecasting
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train what a config describes, and evaluate it")
-    train.add_argument("config", type=Path, help="a file below configs/tsm2")
-    train.add_argument("--work-dir", type=Path, help="where results go (default: work_dirs/ and the config's name)")
-    train.add_argument("--resume", action="store_true", help="go on from last.pth of the work dir where there is one")
-    train.add_argument(
-        "--cfg-options", nargs="+", action=OptionsAction, default={}, metavar="KEY=VALUE", help="change the config"
-    )
+    add_run_arguments(train, SeriesRecipe)
     evaluate = commands.add_parser("evaluate", help="errors on the test part, and those of simple forecasts")
     evaluate.add_argument("checkpoint", type=Path, help="best.pth or last.pth of a run")
     evaluate.add_argument("--file", type=Path, help="another table with the same columns; takes --work-dir")
@@ -44,18 +34,25 @@ def parse() -> argparse.Namespace:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    config = load_forecast_config(arguments.config, arguments.cfg_options)
+    recipe = recipe_of(arguments, SeriesRecipe)
     work_dir = work_dir_of(arguments)
-    trainer = ForecastTrainer(config, work_dir, resume=arguments.resume)
-    trainer.fit()
-    plot_curves(work_dir / "curves.png", trainer.rows)
-    comparison = compare(trainer.model, config.model.model_name, trainer.series, trainer.windows, config.data)
-    names = write_comparison(comparison, trainer.series, trainer.scaler, work_dir)
+    loop = build_run(recipe, work_dir, choose_save(arguments.resume, work_dir))
+    finished, task = loop.fit(), loop.task
+    assert isinstance(task, Forecasting)
+    if not loop.accelerator.is_main_process:
+        return
+    if not finished:
+        print(f"stopped by SIGTERM; the run is saved in {work_dir}: go on with the same command and --resume")
+        return
+    best = work_dir / "best.pth"
+    load_weights(task.model, read_run(best)["model"], best)
+    plot_curves(work_dir / "curves.png", loop.rows)
+    comparison = compare(task.model.eval(), recipe.model["model_name"], task.series, task.windows, recipe.data)
+    names = write_comparison(comparison, task.series, task.scaler, work_dir)
     print(f"in {work_dir}: {', '.join(['best.pth', 'last.pth', 'log.csv', 'train.log', 'curves.png', *names])}")
-    best = str(work_dir / "best.pth")
     print("next:")
-    table = ["--file", "TABLE"] if config.data.get("known") else []  # one that ends with what is known beforehand
-    for words in (["evaluate", best], ["predict", best, str(work_dir / "next.csv"), *table]):
+    table = ["--file", "TABLE"] if recipe.data.known else []  # one that ends with the rows known beforehand
+    for words in (["evaluate", str(best)], ["predict", str(best), str(work_dir / "next.csv"), *table]):
         print(f"  {shlex.join(['python', 'tools/forecast.py', *words])}")
     print_scores(comparison)
 
@@ -63,27 +60,27 @@ def train(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.file and not arguments.work_dir:
         raise UserError("--file also takes --work-dir: beside the checkpoint are the results on the run's own table")
-    model, meta, scaler = load_forecaster(arguments.checkpoint)
-    series = series_for(meta, arguments.file)
-    windows, _ = windows_of(meta["data"], series, scaler)
-    comparison = compare(model, meta["model"]["model_name"], series, windows, meta["data"])
+    forecaster = load_forecaster(arguments.checkpoint)
+    series = forecaster.series(arguments.file)
+    windows, _ = windows_of(forecaster.data, series, forecaster.scaler)
+    comparison = compare(forecaster.model, forecaster.name, series, windows, forecaster.data)
     work_dir = arguments.work_dir or arguments.checkpoint.parent
-    names = write_comparison(comparison, series, scaler, work_dir)
+    names = write_comparison(comparison, series, forecaster.scaler, work_dir)
     print(f"in {work_dir}: {', '.join(names)}")
     print_scores(comparison)
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    model, meta, scaler = load_forecaster(arguments.checkpoint)
-    series = series_for(meta, arguments.file)
-    check_out(arguments.out, arguments.checkpoint.parent, series, meta["data"])
-    dates, values = forecast_next(model, series, scaler, meta["data"])
+    forecaster = load_forecaster(arguments.checkpoint)
+    series = forecaster.series(arguments.file)
+    check_out(arguments.out, arguments.checkpoint.parent, series, forecaster)
+    dates, values = forecast_next(forecaster, series)
     paths = write_forecast(arguments.out, series, dates, values)
     print(f"{len(dates)} steps after {series.source}: {', '.join(map(str, paths))}")
 
 
 def print_scores(comparison: Comparison) -> None:
-    """Errors on scaled values; the model's last."""
+    """Print the errors on scaled values, the model's last."""
     print(f"{len(comparison.windows)} windows of the test part, scaled values")
     for name, score in reversed(comparison.scores.items()):
         print(f"{name:>12}: MSE {score.mse:.4f}, MAE {score.mae:.4f}")

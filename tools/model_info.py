@@ -14,8 +14,8 @@ from rich.table import Table
 
 import vim  # noqa: F401  registers the models
 from vim.engine.files import write_csv
-from vim.engine.flops import count
 from vim.errors import UserError, describe, run
+from vim.measure import count
 
 NOTES = """\
 Of one forward pass of {images}. 1 G is 10^9; a MAC is a multiply-add.

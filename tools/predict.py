@@ -6,8 +6,8 @@ from pathlib import Path
 
 from vim.data import find_images, find_videos
 from vim.engine.files import make_folder
-from vim.engine.predict import Predictor, draw
 from vim.errors import UserError, run
+from vim.tasks.classification.predict import Predictor, draw
 
 
 def parse() -> argparse.Namespace:

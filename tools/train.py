@@ -5,40 +5,23 @@ import shlex
 from pathlib import Path
 
 from vim.data import Digits, num_frames
-from vim.engine.config import add_config_arguments, load_config, work_dir_of
-from vim.engine.pretrain import trainer_of
-from vim.engine.weights import check_unused, find_last
+from vim.engine.config import add_run_arguments, recipe_of, work_dir_of
+from vim.engine.loop import Loop
+from vim.engine.weights import choose_save
 from vim.errors import run
+from vim.options import ImageRecipe
+from vim.tasks.build import build_run
+from vim.tasks.classification.train import Classification, plot_run
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_config_arguments(parser)
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        metavar="CHECKPOINT",
-        help="go on from a checkpoint, by default the newest whole one of the work dir where there is one",
-    )
+    add_run_arguments(parser)
     return parser.parse_args()
 
 
-def checkpoint_to_resume(resume: str | None, work_dir: Path) -> Path | None:
-    """What to go on from.
-
-    Raises:
-        UserError: the work dir holds another run, which this one would overwrite.
-    """
-    if resume == "auto":
-        return find_last(work_dir)
-    if resume is None or Path(resume).resolve().parent != work_dir.resolve():
-        check_unused(work_dir)
-    return None if resume is None else Path(resume)
-
-
 def write_samples(folder: Path, count: int = 10) -> None:
-    """Some held-out digits as files, for a first prediction."""
+    """Write some held-out digits as files, for a first prediction."""
     folder.mkdir(exist_ok=True)
     digits = Digits(train=False)
     for i in range(count):
@@ -47,7 +30,7 @@ def write_samples(folder: Path, count: int = 10) -> None:
 
 
 def next_commands(arguments: argparse.Namespace, work_dir: Path, num_epochs: int, inputs: str) -> list[str]:
-    """What can be done with the run: predict, test, train on, each a line for a shell."""
+    """Return the commands to predict, to test and to train on, each a line for a shell."""
     config = [str(arguments.config)]
     if arguments.work_dir or arguments.cfg_options or arguments.amp:  # the run's own config has them all
         config = [str(work_dir / "config.py"), "--work-dir", str(work_dir)]
@@ -63,32 +46,37 @@ def next_commands(arguments: argparse.Namespace, work_dir: Path, num_epochs: int
     ]
 
 
+def print_classifier(arguments: argparse.Namespace, task: Classification, loop: Loop) -> None:
+    """Print where the results of a classifier are, what to run next, and its accuracy."""
+    inputs = "VIDEOS" if num_frames(task.model) else "IMAGES"
+    if task.recipe.data.dataset == "digits":
+        write_samples(loop.work_dir / "samples")
+        inputs = str(loop.work_dir / "samples")
+    print(f"in {loop.work_dir}: best.pth, last.pth, log.csv, train.log, curves.png, confusion.png")
+    print("next:")
+    for command in next_commands(arguments, loop.work_dir, loop.num_epochs, inputs):
+        print(f"  {command}")
+    print(f"top-1 {100 * task.evaluation.top1:.2f} %")
+
+
 def main() -> None:
     arguments = parse()
-    config = load_config(arguments.config, arguments.cfg_options)
-    if arguments.amp:
-        config.train.amp = arguments.amp
+    recipe = recipe_of(arguments, ImageRecipe)
     work_dir = work_dir_of(arguments)
-    trainer = trainer_of(config)(config, work_dir, checkpoint_to_resume(arguments.resume, work_dir))
-    evaluation = trainer.fit()
-    if not trainer.accelerator.is_main_process:
+    loop = build_run(recipe, work_dir, choose_save(arguments.resume, work_dir))
+    finished = loop.fit()
+    if not loop.accelerator.is_main_process:
         return
-    if evaluation is None:
+    if not finished:
         print(f"stopped by SIGTERM; the run is saved in {work_dir}: go on with the same command and --resume")
         return
-    if not trainer.classes:
+    task = loop.task
+    if isinstance(task, Classification):
+        plot_run(task, loop)
+        print_classifier(arguments, task, loop)
+    else:
         print(f"in {work_dir}: last.pth, which model.pretrained_cfg_overlay.file of another config can name")
-        print(f"loss {evaluation.loss:.4f}")
-        return
-    inputs = "VIDEOS" if num_frames(trainer.bare_model) else "IMAGES"
-    if config.data.dataset == "digits":
-        write_samples(work_dir / "samples")
-        inputs = str(work_dir / "samples")
-    print(f"in {work_dir}: best.pth, last.pth, log.csv, train.log, curves.png, confusion.png")
-    print("next:")
-    for command in next_commands(arguments, work_dir, trainer.num_epochs, inputs):
-        print(f"  {command}")
-    print(f"top-1 {100 * evaluation.top1:.2f} %")
+        print(f"loss {loop.rows[-1]['loss']:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,30 +1,70 @@
-"""What is told to a person who made a mistake, instead of a traceback."""
+"""Errors that a user sees as one line instead of a traceback."""
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+
+# the packages that each extra of setup.cfg brings, by the names that Python imports
+EXTRAS = {
+    "train": ("accelerate", "matplotlib", "mmengine", "rich", "sklearn"),
+    "video": ("av", "decord"),
+    "series": ("pandas", "statsmodels", "vega_datasets"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "demo": ("mlxtend",),
+    "streams": ("datasets", "webdataset"),
+}
+PIP_NAMES = {"sklearn": "scikit-learn", "vega_datasets": "vega-datasets"}  # where pip has another name
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: what was expected, what came, and what to do, in one line."""
+    """A mistake in the user's input. The message says in one line what was expected, what came, and what to do."""
 
     def __init__(self, message: str) -> None:
-        # a data loader's worker hands an exception on with its traceback before the message
+        # a data loader re-raises a worker's exception with the traceback before the message
         super().__init__(one_line(message.rsplit(f"{type(self).__name__}: ", 1)[-1]))
 
 
 def one_line(message: str) -> str:
-    """The lines of a message, joined; the list of names that torch may append, cut."""
+    """Join the lines of a message, and cut it to 500 characters: torch may append a long list of names."""
     line = " ".join(part.strip() for part in message.strip().splitlines())
     return line if len(line) <= 500 else f"{line[:500]}..."
 
 
 def describe(error: Exception) -> str:
-    """What an exception of a library says, or its name where it says nothing."""
+    """The message of a library's exception, or the exception's name where it has no message."""
     return f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
 
 
+def missing(package: str, purpose: str) -> UserError:
+    """The error for an optional package that is not installed; see :func:`require`."""
+    name = PIP_NAMES.get(package, package)
+    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+    command = f"pip install 'vim-zoo[{extra}]'" if extra else f"pip install {name}"
+    return UserError(f"{purpose} needs {name}, which is not installed: {command}")
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Import a module of an optional package.
+
+    Args:
+        module: its full name, such as "sklearn.datasets".
+        purpose: what needs it, to begin the message with: "reading a video".
+
+    Raises:
+        UserError: the package is not installed; the message has the command that installs it.
+    """
+    package = module.partition(".")[0]
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:  # it is installed, but a package that it needs is not
+            raise
+        raise missing(package, purpose) from None
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a tool; a user's mistake, or a file out of reach, becomes a line on standard error and exit status 2."""
+    """Run a tool's `main`; a UserError or an OSError becomes a line on standard error and exit status 2."""
     try:
         main()
     except UserError as error:

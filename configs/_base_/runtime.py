@@ -1,3 +1,3 @@
-"""What a run is started with, whatever it trains."""
+"""Options of `train` for most runs."""
 
 train = dict(seed=0, amp="no", clip_grad=1.0, smoothing=0.1)

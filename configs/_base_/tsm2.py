@@ -1,6 +1,6 @@
-"""TSM2 on long-horizon benchmarks: 512 steps seen, one row from window to window, MSE, AdamW, early stopping.
+"""TSM2 on long-horizon benchmarks: a lookback of 512 rows, MSE, AdamW, early stopping.
 
-The paper says that its hyper-parameters were searched for, and not what was found. These are ours.
+The paper's hyper-parameters were found by a search whose result it does not give. These are ours.
 """
 
 _base_ = ["schedules/adamw_cosine.py"]

@@ -1,4 +1,4 @@
-"""A DeiT as large as Vim-Nano, with the same patches and recipe, on 5,000 images of MNIST.
+"""DeiT with as many parameters as Vim-Nano and the same patches and recipe, on 5,000 images of MNIST.
 
 Paper: https://arxiv.org/abs/2012.12877 (the architecture; this size and recipe are ours).
 Command: python tools/train.py configs/deit/deit-nano_1xb64_mnist5k.py

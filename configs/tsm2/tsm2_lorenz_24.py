@@ -2,7 +2,8 @@
 
 Paper: https://arxiv.org/abs/2403.19888 (the architecture; the data, this size and recipe are ours).
 Command: python tools/forecast.py train configs/tsm2/tsm2_lorenz_24.py
-MSE: 0.058 (seed 0), the linear map 0.872, the last value 1.749; three and a half minutes on one CPU core.
+Hardware: one CPU core, three and a half minutes.
+MSE: 0.058 (seed 0), the linear map 0.872, the last value 1.749.
 """
 
 _base_ = ["../_base_/tsm2.py"]

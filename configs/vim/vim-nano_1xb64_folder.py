@@ -2,7 +2,7 @@
 
 Paper: https://arxiv.org/abs/2401.09417 (the architecture; this size and recipe are ours).
 Command: python tools/train.py configs/vim/vim-nano_1xb64_folder.py --cfg-options data.root=PATH model.num_classes=N
-Hardware: one GPU, or a CPU for some thousand small images.
+Hardware: one GPU; for a few thousand small images a CPU.
 Accuracy: depends on the images.
 """
 

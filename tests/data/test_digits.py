@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from vim.data import Digits
+from tests.tiny import image_data
+from vim.data import Digits, build_datasets
 
 FIRST_HELD_OUT = [7, 6, 3, 7, 7, 3, 2, 8, 9, 3]
 
@@ -47,3 +48,12 @@ def test_an_item(mode):
     assert (image.mode, image.size) == (mode, (8, 8))
     assert isinstance(label, int)
     assert np.asarray(image).max() == 255
+
+
+@pytest.mark.parametrize("name, counts, size", [("digits", (1437, 360), (8, 8)), ("mnist5k", (4000, 1000), (28, 28))])
+def test_the_built_in_data_sets(name, counts, size):
+    splits = build_datasets(image_data({"dataset": name}), "L")
+    assert (len(splits.train), len(splits.held_out)) == counts
+    assert splits.classes == list("0123456789")
+    assert splits.held_out[0][0].size == size
+    assert np.asarray(splits.held_out[0][0]).max() > 200

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import tarfile
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -10,8 +11,8 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from tests import tiny
-from tests.tiny import write_folder, write_parquet, write_shards, write_truncated
-from vim.data import IGNORED, Digits, Share, build_datasets, create_loader, part
+from tests.tiny import image_data, write_folder, write_parquet, write_shards, write_truncated
+from vim.data import IGNORED, Digits, Share, build_datasets, create_loader, loading, part
 from vim.data.datasets import TimmImages
 from vim.errors import UserError
 
@@ -90,6 +91,10 @@ def test_repeats_are_prepared_anew_and_make_no_epoch_longer(digits):
         assert len(set(batch.images[:, 1].tolist())) == 3
 
 
+def test_repeats_of_few_images():
+    assert [len(batch.labels) for batch in load([(Image.new("L", (2, 2)), 0)] * 10, repeats=3, batch_size=4)] == [4, 4]
+
+
 @pytest.mark.parametrize("world", [1, 2, 7])
 def test_evaluation_sees_every_image_once(digits, world):
     parts = [load(digits, is_training=False, share=Share(rank, world), batch_size=50) for rank in range(world)]
@@ -98,11 +103,30 @@ def test_evaluation_sees_every_image_once(digits, world):
     assert sorted(labels[labels != IGNORED].tolist()) == sorted(digits.labels)
 
 
+class Broken:
+    """Three images, the first of which cannot be read."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        if index == 0:
+            raise UserError("cannot read 0")
+        return Image.new("L", (2, 2)), index
+
+
+def test_padding_is_not_counted():
+    """Of two processes the second has a padded batch: with the first image again, which is not named again."""
+    parts = [load(Broken(), is_training=False, share=Share(rank, 2), batch_size=2) for rank in range(2)]
+    assert [batch.labels.tolist() for batches in parts for batch in batches] == [[IGNORED, 2], [1, IGNORED]]
+    assert [batch.unreadable for batches in parts for batch in batches] == [["cannot read 0"], []]
+
+
 def test_what_cannot_be_read_is_replaced_in_training_and_left_out_in_evaluation(tmp_path):
     root = write_folder(tmp_path)
     bad = write_truncated(root / "train/cat/0.png")
     write_truncated(root / "val/cat/0.png")
-    splits = build_datasets({"dataset": "folder", "root": root})
+    splits = build_datasets(image_data({"dataset": "folder", "root": root}))
     batches = load(splits.train)
     assert [len(batch.labels) for batch in batches] == [8]
     assert [line.startswith(f"cannot read {bad}") for batch in batches for line in batch.unreadable] == [True]
@@ -116,7 +140,18 @@ def test_nothing_can_be_read(tmp_path):
     for path in root.glob("train/*/*"):
         write_truncated(path)
     with pytest.raises(UserError, match="4 images in a row cannot be read: cannot read"):
-        load(build_datasets({"dataset": "folder", "root": root}).train, batch_size=2)
+        load(build_datasets(image_data({"dataset": "folder", "root": root})).train, batch_size=2)
+
+
+def test_it_ends_after_many_images_that_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "MOST_UNREADABLE", 3)
+    root = write_folder(tmp_path / "folder", count=2)
+    for path in root.glob("train/*/*"):
+        write_truncated(path)
+    with pytest.raises(UserError, match="^3 images in a row cannot be read"):
+        load(build_datasets(image_data({"dataset": "folder", "root": root})).train, batch_size=2)
+    with pytest.raises(UserError, match="^3 images in a row cannot be read"):
+        stream(write_shards(tmp_path / "shards", broken=range(32)))
 
 
 def test_images_in_tar_files(tmp_path):
@@ -125,7 +160,7 @@ def test_images_in_tar_files(tmp_path):
     for name in ("train", "val"):
         with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
             archive.add(root / name, ".")
-    splits = build_datasets({"dataset": "tar", "root": tmp_path})
+    splits = build_datasets(image_data({"dataset": "tar", "root": tmp_path}))
     assert isinstance(splits.train, TimmImages)
     assert splits.classes == ["cat", "dog"]
     batches = load(splits.train)
@@ -138,7 +173,7 @@ STREAMS = pytest.mark.parametrize("write", [write_shards, write_parquet])
 
 def stream_loader(data, num_workers, batch_size=8, *, is_training=True):
     return create_loader(
-        part({**data, "batch_size": batch_size}, "train" if is_training else "val", "RGB"),
+        part(image_data({**data, "batch_size": batch_size}), "train" if is_training else "val", "RGB"),
         pil_to_tensor,
         batch_size=batch_size,
         num_workers=num_workers,
@@ -174,7 +209,7 @@ def test_a_stream_is_the_same_each_time(write, num_workers, tmp_path):
 
 @STREAMS
 def test_a_stream_is_the_same_after_others(write, tmp_path):
-    dataset = part({"batch_size": 8, **write(tmp_path)}, "train", "RGB")
+    dataset = part(image_data({"batch_size": 8, **write(tmp_path)}), "train", "RGB")
     orders = []
     for epoch in (0, 1, 0):
         dataset.set_epoch(epoch)
@@ -208,7 +243,7 @@ def test_processes_see_each_sample_of_shards_once(tmp_path, monkeypatch):
     options = {"split": "in-train-{0..2}.tar|24"}
     seen = []
     for rank in range(2):
-        dataset = part({**data, "val_options": options}, "val", "RGB")
+        dataset = part(image_data({**data, "val_options": options}), "val", "RGB")
         dataset.dataset.reader.dist_rank, dataset.dataset.reader.dist_num_replicas = rank, 2
         seen += [image.getpixel((0, 0))[0] for image, _ in dataset]
     assert sorted(seen) == list(range(24))
@@ -250,14 +285,14 @@ def test_more_workers_than_shards(write, tmp_path):
 
 
 def test_a_hugging_face_data_set(tmp_path):
-    datasets = pytest.importorskip("datasets")
     images = [Image.new("RGB", (10, 10), (i, 0, 0)) for i in range(16)]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])})
     table = datasets.Dataset.from_dict({"image": images, "label": [i % 2 for i in range(16)]}, features=features)
     table.to_parquet(tmp_path / "train.parquet")
     data = {"dataset": f"hfds/{tmp_path}", "train_options": {"split": "train"}, "val_options": {"split": "train"}}
-    splits = build_datasets(data)
+    splits = build_datasets(image_data(data))
     assert len(splits.train) == 16
+    assert splits.classes == ["dog", "cat"]
     assert len(load(splits.train)) == 2
 
 
@@ -265,7 +300,7 @@ def test_a_data_set_of_torchvision(tmp_path):
     root = write_folder(tmp_path)
     write_truncated(root / "train/cat/1.png")
     data = {"dataset": "torch/image_folder", "root": root, "train_options": {"split": "train"}}
-    splits = build_datasets({**data, "val_options": {"split": "val"}}, "L")
+    splits = build_datasets(image_data({**data, "val_options": {"split": "val"}}), "L")
     assert splits.classes == ["cat", "dog"]
     assert splits.train[0][0].mode == "L"
     with pytest.raises(UserError, match="cannot read image 1 of the data set"):
@@ -274,7 +309,7 @@ def test_a_data_set_of_torchvision(tmp_path):
 
 def test_a_data_set_that_does_not_exist(tmp_path):
     with pytest.raises(UserError, match=r"cannot open the data set .*train.tar \(train\): "):
-        build_datasets({"dataset": "tar", "root": tmp_path})
+        build_datasets(image_data({"dataset": "tar", "root": tmp_path}))
 
 
 LIVES_ON = """

@@ -1,11 +1,13 @@
 import argparse
 import re
+from pathlib import Path
 
 import pytest
 
-from tests.tiny import DIGITS
-from vim.engine.config import add_config_arguments, load_config, work_dir_of, write_config
+from tests.tiny import DIGITS, ROOT
+from vim.engine.config import add_config_arguments, load_recipe, recipe_of, work_dir_of, write_recipe
 from vim.errors import UserError
+from vim.options import ImageRecipe, ImageTrainOptions, SeriesRecipe
 
 SECTIONS = "model = dict()\ndata = dict()\noptimizer = dict()\nschedule = dict()\ntrain = dict()\n"
 
@@ -22,24 +24,47 @@ def write(path, text):
 
 
 def test_options_are_merged():
-    config = load_config(DIGITS, {"model.depth": 3, "data.train_transform.scale": [0.5, 1.0], "mixup.mixup_alpha": 0.8})
-    assert (config.model.model_name, config.model.depth) == ("vim_nano", 3)
-    assert config.data.train_transform.scale == [0.5, 1.0]
-    assert config.data.train_transform.hflip == 0.0
-    assert config.mixup == {"mixup_alpha": 0.8}
+    options = {"model.depth": 3, "data.train_transform.scale": [0.5, 1.0], "mixup.mixup_alpha": 0.8}
+    recipe = load_recipe(DIGITS, ImageRecipe, options)
+    assert (recipe.model["model_name"], recipe.model["depth"]) == ("vim_nano", 3)
+    assert recipe.data.train_transform["scale"] == [0.5, 1.0]
+    assert recipe.data.train_transform["hflip"] == 0.0
+    assert recipe.mixup == {"mixup_alpha": 0.8}
+    assert recipe.teacher is None
 
 
-def test_what_is_written_reads_the_same(tmp_path):
-    config = load_config(DIGITS, {"model.depth": 3, "mixup.mixup_alpha": 0.8})
-    write_config(config, tmp_path / "config.py")
-    assert load_config(tmp_path / "config.py").to_dict() == config.to_dict()
+def test_none_is_the_default():
+    recipe = load_recipe(DIGITS, ImageRecipe, {"train.clip_grad": None, "train.keep": None, "data.samples": None})
+    assert recipe.train == ImageTrainOptions(smoothing=0.1)
+    assert recipe.data.samples == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [(DIGITS, ImageRecipe), (ROOT / "configs/tsm2/tsm2_lorenz_24.py", SeriesRecipe)]
+)
+def test_what_is_written_reads_the_same(path, kind, tmp_path):
+    options = {"model.depth": 3, "train.trackers": ["a"], "optimizer.betas": (0.9, 0.95), "schedule.min_lr": 1e-5 / 3}
+    recipe = load_recipe(path, kind, options)
+    write_recipe(recipe, tmp_path / "config.py")
+    assert load_recipe(tmp_path / "config.py", kind) == recipe
+    assert recipe.train.trackers == ("a",)
+    assert recipe.optimizer["betas"] == (0.9, 0.95)
 
 
 def test_arguments():
     arguments = parse("a/b.py", "--cfg-options", "model.depth=3", "optimizer.lr=1e-3", "train.amp=bf16")
     assert arguments.cfg_options == {"model.depth": 3, "optimizer.lr": 1e-3, "train.amp": "bf16"}
     assert str(work_dir_of(arguments)) == "work_dirs/b"
-    assert str(work_dir_of(parse("a/b.py", "--work-dir", "c"))) == "c"
+    assert str(work_dir_of(parse("a/b.py:row.1"))) == "work_dirs/row.1"
+    assert str(work_dir_of(parse("a/b.py:row", "--work-dir", "c"))) == "c"
+
+
+def test_the_recipe_of_arguments():
+    recipe = recipe_of(
+        parse(str(DIGITS), "--amp", "bf16", "--cfg-options", "model.depth=3", "train.amp=no"), ImageRecipe
+    )
+    assert (recipe.model["depth"], recipe.train.amp) == (3, "bf16")
+    assert recipe_of(parse(str(DIGITS), "--cfg-options", "train.amp=bf16"), ImageRecipe).train.amp == "bf16"
 
 
 def test_an_argument_behind_the_options():
@@ -49,7 +74,7 @@ def test_an_argument_behind_the_options():
 
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match=re.escape(f"no such config: {tmp_path / 'a.py'}")):
-        load_config(tmp_path / "a.py")
+        load_recipe(tmp_path / "a.py", ImageRecipe)
 
 
 @pytest.mark.parametrize(
@@ -63,24 +88,24 @@ def test_missing_file(tmp_path):
 def test_a_file_that_cannot_be_read(text, message, tmp_path):
     path = write(tmp_path / "a.py", text)
     with pytest.raises(UserError, match=f"cannot read the config {re.escape(str(path))}: .*{re.escape(message)}"):
-        load_config(path)
+        load_recipe(path, ImageRecipe)
 
 
 def test_missing_sections(tmp_path):
     path = write(tmp_path / "a.py", "model = dict()\ntrain = dict()\n")
     with pytest.raises(UserError, match=re.escape(f"the config {path} lacks data, optimizer, schedule: a config has")):
-        load_config(path)
+        load_recipe(path, ImageRecipe)
 
 
 def test_a_section_that_is_no_dict(tmp_path):
     path = write(tmp_path / "a.py", SECTIONS + "model = 'vim_nano'\n")
     with pytest.raises(UserError, match=re.escape(f"model must be a dict in the config {path}, got 'vim_nano'")):
-        load_config(path)
+        load_recipe(path, ImageRecipe)
 
 
 def test_missing_values(tmp_path):
-    with pytest.raises(UserError, match="data.batch_size must be a whole number from 1 in the config .*, got None"):
-        load_config(write(tmp_path / "a.py", SECTIONS))
+    with pytest.raises(UserError, match="data.dataset must be a string in the config .*, got None"):
+        load_recipe(write(tmp_path / "a.py", SECTIONS), ImageRecipe)
 
 
 @pytest.mark.parametrize(
@@ -91,20 +116,92 @@ def test_missing_values(tmp_path):
         ({"model": "vim_nano"}, "model must be a dict"),
         ({"data.batchsize": 8}, "data has no option batchsize .*, only dataset, root, video, train_options"),
         ({"train.clip_gard": 1.0}, "train has no option clip_gard .*, only seed, amp, clip_grad"),
-        ({"data.batch_size": 0}, "data.batch_size must be a whole number from 1 .*, got 0"),
-        ({"data.num_workers": -1}, "data.num_workers must be a whole number from 0 .*, got -1"),
-        ({"schedule.num_epochs": 0}, "schedule.num_epochs must be a whole number from 1 .*, got 0"),
-        ({"schedule.num_epochs": 1.5}, "schedule.num_epochs must be a whole number from 1 .*, got 1.5"),
-        ({"train.seed": "abc"}, "train.seed must be a whole number from 0 .*, got 'abc'"),
+        ({"data.batch_size": 0}, "data.batch_size must be a whole number >= 1 .*, got 0"),
+        ({"data.num_workers": -1}, "data.num_workers must be a whole number >= 0 .*, got -1"),
+        ({"schedule.num_epochs": 0}, "schedule.num_epochs must be a whole number >= 1 .*, got 0"),
+        ({"schedule.num_epochs": 1.5}, "schedule.num_epochs must be a whole number >= 1 .*, got 1.5"),
+        ({"train.seed": "abc"}, "train.seed must be a whole number >= 0 .*, got 'abc'"),
         ({"train.amp": "fp8"}, "train.amp must be 'no', 'bf16' or 'fp16' .*, got 'fp8'"),
-        ({"train.clip_grad": -1}, "train.clip_grad must be None or a number above 0 .*, got -1"),
+        ({"train.clip_grad": -1}, "train.clip_grad must be None or a number > 0 .*, got -1"),
         ({"train.trackers": [["x"]]}, "train.trackers must be a list of names"),
-        ({"schedule.warmup_epochs": -3}, "schedule.warmup_epochs must be a whole number from 0 .*, got -3"),
-        ({"train.ema_decay": 1}, "train.ema_decay must be a number from 0 to below 1 .*, got 1"),
-        ({"train.smoothing": "abc"}, "train.smoothing must be a number from 0 to below 1 .*, got 'abc'"),
+        ({"schedule.warmup_epochs": -3}, "schedule.warmup_epochs must be a whole number >= 0 .*, got -3"),
+        ({"train.ema_decay": 1}, "train.ema_decay must be None or a number >= 0 and < 1 .*, got 1"),
+        ({"train.smoothing": "abc"}, "train.smoothing must be a number >= 0 and < 1 .*, got 'abc'"),
     ],
     ids=str,
 )
 def test_an_option_that_does_not_fit(options, message):
     with pytest.raises(UserError, match=message):
-        load_config(DIGITS, options)
+        load_recipe(DIGITS, ImageRecipe, options)
+
+
+TABLE = (
+    SECTIONS.replace(
+        "data = dict()", "data = dict(dataset='digits', batch_size=8, num_workers=0, video=dict(a=1, b=2))"
+    )
+    + "schedule = dict(num_epochs=5)\ntrain = dict(seed=1)\n"
+    + """
+def row(depth, **data):
+    return dict(model=dict(depth=depth), data=data)
+
+rows = {
+    "small": row(1),
+    "large": row(2, batch_size=4, video=dict(b=3)),
+    "only-c": dict(data=dict(video=dict(_delete_=True, c=3)), train=dict(seed=2)),
+}
+"""
+)
+
+
+def test_rows_of_a_table(tmp_path):
+    path = write(tmp_path / "table.py", TABLE)
+    small, large, only = (load_recipe(Path(f"{path}:{row}"), ImageRecipe) for row in ("small", "large", "only-c"))
+    assert (small.model, small.data.batch_size, small.data.video) == ({"depth": 1}, 8, {"a": 1, "b": 2})
+    assert (large.model, large.data.batch_size, large.data.video) == ({"depth": 2}, 4, {"a": 1, "b": 3})
+    assert (only.model, only.data.video, only.train.seed) == ({}, {"c": 3}, 2)
+    assert small.train.seed == 1
+
+
+def test_options_come_after_the_row(tmp_path):
+    path = Path(f"{write(tmp_path / 'table.py', TABLE)}:large")
+    recipe = load_recipe(path, ImageRecipe, {"model.depth": 7, "data.video.a": 0})
+    assert (recipe.model["depth"], recipe.data.video, recipe.data.batch_size) == (7, {"a": 0, "b": 3}, 4)
+
+
+def test_a_table_is_inherited(tmp_path):
+    write(tmp_path / "table.py", TABLE)
+    path = write(tmp_path / "own.py", "_base_ = ['table.py']\nschedule = dict(num_epochs=9)\n")
+    recipe = load_recipe(Path(f"{path}:large"), ImageRecipe)
+    assert (recipe.schedule["num_epochs"], recipe.model["depth"]) == (9, 2)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (":lagre", "table.py has no row lagre; its rows are large, small, only-c"),
+        ("", "table.py is a table of configs: name a row, .*table.py:ROW; its rows are "),
+    ],
+)
+def test_a_row_that_does_not_exist(row, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        load_recipe(Path(f"{write(tmp_path / 'table.py', TABLE)}{row}"), ImageRecipe)
+
+
+def test_a_row_of_a_file_without_rows():
+    with pytest.raises(UserError, match="vim-nano_1xb64_digits.py is one config, not a table: leave out :tiny"):
+        load_recipe(Path(f"{DIGITS}:tiny"), ImageRecipe)
+
+
+@pytest.mark.parametrize("row", ["dict(data=dict(batch_size=dict(a=1)))", "3"])
+def test_a_row_that_does_not_fit(row, tmp_path):
+    path = write(tmp_path / "table.py", TABLE + f"rows['bad'] = {row}\n")
+    with pytest.raises(UserError, match="the row bad does not fit the table .*table.py: "):
+        load_recipe(Path(f"{path}:bad"), ImageRecipe)
+
+
+def test_errors_name_the_row(tmp_path):
+    path = write(tmp_path / "table.py", TABLE + "rows['bad'] = dict(data=dict(batch_size=0))\n")
+    with pytest.raises(
+        UserError, match="data.batch_size must be a whole number >= 1 in the config .*table.py:bad, got 0"
+    ):
+        load_recipe(Path(f"{path}:bad"), ImageRecipe)

@@ -8,11 +8,11 @@ import timm
 import torch
 from accelerate import Accelerator
 
-from tests.engine.test_trainer import assert_same, load
-from tests.tiny import FewDigits, few_digits, tiny_config
+from tests.engine.test_loop import assert_same, load
+from tests.tiny import FewDigits, few_digits, run_of, tiny_recipe
 from vim.data.datasets import BUILT_IN
 from vim.engine.guards import advice, first_bad_layer
-from vim.engine.trainer import Trainer
+from vim.engine.loop import Loop
 from vim.errors import UserError
 from vim.kernels import selective_scan
 
@@ -26,37 +26,37 @@ def short(monkeypatch):
 
 def spoil(monkeypatch, when):
     """Give images that are not numbers in those updates."""
-    update = Trainer._update
+    update = Loop._update
 
     def spoiled(self, batches, number):
         if number in when:
             batches = [batch._replace(images=batch.images * NAN) for batch in batches]
         return update(self, batches, number)
 
-    monkeypatch.setattr(Trainer, "_update", spoiled)
+    monkeypatch.setattr(Loop, "_update", spoiled)
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_its_first_layer_named(tmp_path, monkeypatch, caplog):
     spoil(monkeypatch, {2, 5})
     with caplog.at_level(logging.WARNING, logger="vim"):
-        trainer = Trainer(tiny_config(train__max_skipped=2), tmp_path)
+        trainer = run_of(tiny_recipe(train__max_skipped=2), tmp_path)
         trainer.fit()
     told = [message for message in caplog.messages if "skipped" in message]
     assert told == [
         f"update {number} skipped, the loss is nan: the output of patch_embed.proj is not finite" for number in (3, 6)
     ]
-    assert all(parameter.isfinite().all() for parameter in trainer.bare_model.parameters())
+    assert all(parameter.isfinite().all() for parameter in trainer.task.model.parameters())
     assert "update 3 skipped" in (tmp_path / "train.log").read_text()
 
 
 def test_a_gradient_that_is_not_finite_is_skipped(tmp_path, monkeypatch, caplog):
-    trainer = Trainer(tiny_config(schedule__num_epochs=1), tmp_path)
-    trainer.bare_model.head.weight.register_hook(lambda grad: grad * NAN)
-    before = [parameter.clone() for parameter in trainer.bare_model.parameters()]
+    trainer = run_of(tiny_recipe(schedule__num_epochs=1), tmp_path)
+    trainer.task.model.head.weight.register_hook(lambda grad: grad * NAN)
+    before = [parameter.clone() for parameter in trainer.task.model.parameters()]
     with caplog.at_level(logging.WARNING, logger="vim"):
         trainer.fit()
     assert "the gradient of head.weight is not finite" in caplog.text
-    for one, other in zip(before, trainer.bare_model.parameters(), strict=True):
+    for one, other in zip(before, trainer.task.model.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
@@ -73,23 +73,23 @@ def test_a_scaler_of_half_precision_finds_its_scale(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Accelerator, "__init__", with_scaler)
     monkeypatch.setattr(Accelerator, "unscale_gradients", unscale)
-    trainer = Trainer(tiny_config(schedule__num_epochs=1, train__save_updates=1, train__keep=5), tmp_path)
-    loss, before = trainer.loss, trainer.bare_model.head.weight.clone()
-    trainer.loss = lambda outputs, targets: 2**10 * loss(outputs, targets)
+    trainer = run_of(tiny_recipe(schedule__num_epochs=1, train__save_updates=1, train__keep=5), tmp_path)
+    loss, before = trainer.task.criterion, trainer.task.model.head.weight.clone()
+    trainer.task.criterion = lambda outputs, targets: 2**10 * loss(outputs, targets)
     trainer.fit()
     saves = [load(tmp_path / f"last.{number}.pth")["training"] for number in (4, 3, 2, 1)]
     assert [save["scaler"]["scale"] for save in saves] == [2.0**107] * 4
     assert [save["position"]["counted"] for save in saves] == [0, 1, 2, 3]
     assert torch.equal(saves[0]["model"]["head.weight"], before)
     assert not torch.equal(saves[1]["model"]["head.weight"], before)
-    assert all(parameter.isfinite().all() for parameter in trainer.bare_model.parameters())
+    assert all(parameter.isfinite().all() for parameter in trainer.task.model.parameters())
 
 
 def test_too_many_in_a_row_stop_the_run(tmp_path, monkeypatch):
     spoil(monkeypatch, {5, 6, 7})
     message = f"3 updates in a row were skipped.*loss of nan: the output of patch_embed.proj.*--resume from {tmp_path}"
     with pytest.raises(UserError, match=message):
-        Trainer(tiny_config(train__max_skipped=3), tmp_path).fit()
+        run_of(tiny_recipe(train__max_skipped=3), tmp_path).fit()
     assert load(tmp_path / "last.pth")["training"]["position"]["epoch"] == 1
 
 
@@ -100,6 +100,17 @@ def test_the_first_of_the_bad_layers():
     assert first_bad_layer(model, lambda: model(torch.randn(1, 3, 32, 32))) == "the output of layers.1.mixer.in_proj"
     sound = timm.create_model("test_vim", img_size=32)
     assert first_bad_layer(sound, lambda: sound(torch.randn(1, 3, 32, 32))) == "the loss"
+
+
+def test_of_bad_gradients_the_last_layers_is_named():
+    """It is the first that the backward pass meets: the others follow from it."""
+    model = timm.create_model("test_vim", img_size=32, depth=3)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for layer in model.layers[:2]:
+        layer.mixer.in_proj.weight.grad.fill_(NAN)
+    found = first_bad_layer(model, lambda: model(torch.randn(1, 3, 32, 32)))
+    assert found == "the gradient of layers.1.mixer.in_proj.weight"
 
 
 def test_in_half_precision_the_residual_does_not_overflow():
@@ -130,15 +141,15 @@ def test_in_half_precision_the_state_of_the_scan_does_not_overflow(backend):
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
-    config = tiny_config(train__save_updates=1)
-    Trainer(tiny_config(schedule__num_epochs=1), tmp_path).fit()
+    config = tiny_recipe(train__save_updates=1)
+    run_of(tiny_recipe(schedule__num_epochs=1), tmp_path).fit()
     before, sync = load(tmp_path / "last.pth"), os.fsync
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    trainer = Trainer(config, tmp_path, tmp_path / "last.pth")
+    trainer = run_of(config, tmp_path, tmp_path / "last.pth")
     with pytest.raises(UserError, match=f"cannot write to {tmp_path} .No space left on device.: make room .* --resume"):
         trainer.fit()
     monkeypatch.setattr(os, "fsync", sync)
@@ -150,9 +161,9 @@ def test_a_disk_that_became_read_only(tmp_path, monkeypatch):
     def refuse(*args):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("vim.engine.trainer.write_csv", refuse)
+    monkeypatch.setattr("vim.engine.loop.write_csv", refuse)
     with pytest.raises(UserError, match="Read-only file system"):
-        Trainer(tiny_config(), tmp_path).fit()
+        run_of(tiny_recipe(), tmp_path).fit()
     assert load(tmp_path / "last.pth")["training"]["position"]["epoch"] == 1
 
 
@@ -170,7 +181,7 @@ class Deadly(FewDigits):
 def test_a_worker_that_is_killed(tmp_path, monkeypatch):
     monkeypatch.setitem(BUILT_IN, "digits", Deadly)
     with pytest.raises(UserError, match=r"a process that loads images died .*lower data.num_workers.* --resume"):
-        Trainer(tiny_config(data__num_workers=1), tmp_path).fit()
+        run_of(tiny_recipe(data__num_workers=1), tmp_path).fit()
 
 
 def test_what_a_worker_met_is_not_its_death(tmp_path):
@@ -179,11 +190,11 @@ def test_what_a_worker_met_is_not_its_death(tmp_path):
 
 
 def test_a_full_gpu(tmp_path, monkeypatch):
-    trainer = Trainer(tiny_config(), tmp_path)
+    trainer = run_of(tiny_recipe(), tmp_path)
 
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(trainer.bare_model, "forward", full)
+    monkeypatch.setattr(trainer.task.model, "forward", full)
     with pytest.raises(UserError, match="memory is full: halve data.batch_size and double train.accumulate"):
         trainer.fit()

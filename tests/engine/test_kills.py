@@ -9,15 +9,15 @@ import threading
 import pytest
 import torch
 
-from tests.engine.test_trainer import assert_same, load
-from tests.tiny import FewDigits, tiny_config
+from tests.engine.test_loop import assert_same, load
+from tests.tiny import FewDigits, run_of, tiny_recipe
 from vim.data.datasets import BUILT_IN
 from vim.engine import weights
-from vim.engine.trainer import Trainer
+from vim.engine.loop import Loop
 
 # a server that has imported everything, and from which runs are forked
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["vim.engine.trainer", "tests.engine.test_kills"])
+CONTEXT.set_forkserver_preload(["vim.tasks.build", "tests.engine.test_kills"])
 OPTIONS = {
     "data__batch_size": 8,
     "schedule__num_epochs": 6,
@@ -39,7 +39,7 @@ def train(work_dir, arrange, number):
     torch.set_num_threads(1)
     BUILT_IN["digits"] = FewDigits
     arrange(number)
-    Trainer(tiny_config(**OPTIONS), work_dir, weights.find_last(work_dir)).fit()
+    run_of(tiny_recipe(**OPTIONS), work_dir, weights.find_last(work_dir)).fit()
 
 
 def live(number):
@@ -48,7 +48,7 @@ def live(number):
 
 def die_in_an_update(number):
     """Die in the second update of this process, or a little later."""
-    update, seen = Trainer._update, []
+    update, seen = Loop._update, []
 
     def dying(self, batches, at):
         seen.append(at)
@@ -56,7 +56,7 @@ def die_in_an_update(number):
             threading.Timer(random.Random(number).uniform(0, 0.02), die).start()
         return update(self, batches, at)
 
-    Trainer._update = dying
+    Loop._update = dying
 
 
 def die_in_a_save(number):
@@ -91,12 +91,12 @@ def die_in_a_save(number):
             weights.Path.replace, weights.Path.unlink = counted(weights.Path.replace), counted(weights.Path.unlink)
         return save(state, folder, keep)
 
-    Trainer._save.__globals__["save_last"] = dying
+    Loop._save.__globals__["save_last"] = dying
 
 
 def stop(number):
     """Get SIGTERM in the second update."""
-    update, seen = Trainer._update, []
+    update, seen = Loop._update, []
 
     def stopping(self, batches, at):
         seen.append(at)
@@ -104,7 +104,7 @@ def stop(number):
             os.kill(os.getpid(), signal.SIGTERM)
         return update(self, batches, at)
 
-    Trainer._update = stopping
+    Loop._update = stopping
 
 
 def run(work_dir, arrange, number=0):
@@ -115,10 +115,10 @@ def run(work_dir, arrange, number=0):
 
 
 def updates_done(work_dir):
-    path = weights.find_last(work_dir)
-    if path is None:
+    save = weights.find_last(work_dir)
+    if save is None:
         return 0
-    position = load(path)["training"]["position"]
+    position = save.state["training"]["position"]
     return position["epoch"] * 8 + position["update"]
 
 

@@ -13,11 +13,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tests.engine.test_kills import CONTEXT, stop
-from tests.engine.test_trainer import load
-from tests.tiny import FewDigits, tiny_config, write_parquet, write_shards
+from tests.engine.test_loop import load
+from tests.tiny import FewDigits, run_of, tiny_recipe, write_parquet, write_shards
 from vim.data.datasets import BUILT_IN
 from vim.engine.launch import join_processes
-from vim.engine.trainer import Trainer
 from vim.engine.weights import find_last
 
 
@@ -45,7 +44,7 @@ def train(rank, world, port, work_dir, options, sharded, arrange=None):
         os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     if sharded:
         Accelerator.prepare = shard
-    Trainer(tiny_config(**options), work_dir, find_last(work_dir)).fit()
+    run_of(tiny_recipe(**options), work_dir, find_last(work_dir)).fit()
     if world > 1:
         torch.distributed.destroy_process_group()
 
@@ -102,7 +101,7 @@ def test_a_model_spread_over_processes(tmp_path):
 
 def test_sigterm_to_one_of_two_processes_ends_both(tmp_path):
     assert run(2, tmp_path / "stopped", arrange=stop, data__batch_size=8) == []
-    assert load(find_last(tmp_path / "stopped"))["training"]["position"]["update"] == 2
+    assert find_last(tmp_path / "stopped").state["training"]["position"]["update"] == 2
     rows = run(2, tmp_path / "stopped", data__batch_size=8)
     assert rows == run(2, tmp_path / "whole", data__batch_size=8)
 

@@ -1,4 +1,4 @@
-"""What a published model gives, recorded in a file, against what ours gives with the same weights."""
+"""Compare a published model's outputs, recorded in a file, with ours for the same weights."""
 
 import json
 from pathlib import Path

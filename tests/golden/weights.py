@@ -13,7 +13,7 @@ def generate(seed: int, shape: tuple[int, ...] | list[int]) -> Tensor:
 
 
 def weight(key: str, shape: list[int]) -> Tensor:
-    """The tensor of that published name: noise seeded with the name's CRC-32, at a size usual for its kind."""
+    """Return the tensor of a published name: noise seeded with the name's CRC-32, scaled as usual for its kind."""
     noise = generate(zlib.crc32(key.encode()), shape)
     name = key.rpartition(".")[2]
     if name in ("A_log", "A_b_log"):

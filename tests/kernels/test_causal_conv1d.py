@@ -64,7 +64,7 @@ def test_three_dimensions(backend):
 
 def test_opcheck(backend):
     inputs = [v.requires_grad_() for v in make_inputs(2, 2, 9, 20, 4, torch.float32).values()]
-    torch.library.opcheck(torch.ops.vim.causal_conv1d, (*inputs, True, [False, True], backend))
+    torch.library.opcheck(torch.ops.vim.causal_conv1d, inputs, {"reverse": [False, True], "backend": backend})
 
 
 @pytest.mark.parametrize(

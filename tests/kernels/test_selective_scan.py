@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vim.kernels import available_backends, selective_scan
+from vim.kernels.scan.reference import Inputs, Options
 
 # rtol and atol, relative to the largest element of the reference in float64
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -237,13 +238,13 @@ def test_environment_variable_chooses(monkeypatch):
 
 
 def test_named_backend_never_falls_back(monkeypatch):
-    from vim.kernels import cpu
+    from vim.kernels.native import library
 
     inputs = make_inputs(1, 1, 3, 4, 1, 2)
-    if cpu.library() is not None:
+    if library.load() is not None:
         with pytest.raises(ValueError, match="backend 'cpu' takes float32, bfloat16 or float16"):
             selective_scan(**inputs, reverse=[False], backend="cpu")
-    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.setattr(library, "load", lambda: None)
     inputs = make_inputs(1, 1, 3, 4, 1, 2, dtype=torch.float32)
     with pytest.raises(RuntimeError, match="not built"):
         selective_scan(**inputs, reverse=[False], backend="cpu")
@@ -251,21 +252,34 @@ def test_named_backend_never_falls_back(monkeypatch):
 
 
 def canonical(combine, requires_grad=True, **sizes):
-    """The arguments of the op itself."""
+    """The tensors of the op itself."""
     inputs = make_inputs(
         **{"b": 2, "k": 2, "l": 9, "d": 20, "g": 2, "n": 4, **sizes}, combine=combine, dtype=torch.float32
     )
     if combine != "none":
         inputs["z"] = inputs["z"].unsqueeze(1)
-    return [v.requires_grad_(requires_grad) for v in inputs.values()]
+    return Inputs(**{name: v.requires_grad_(requires_grad) for name, v in inputs.items()})
 
 
 @pytest.mark.parametrize("combine", ["none", "sum"])
 def test_opcheck(combine, backend):
-    args = (*canonical(combine), True, [False, True], combine, True, backend)
-    torch.library.opcheck(torch.ops.vim.selective_scan, args)
-    plain = [t.detach() if isinstance(t, torch.Tensor) else t for t in args]
-    torch.library.opcheck(torch.ops.vim.selective_scan_forward, (*plain, True))
+    inputs = canonical(combine)
+    options = {"reverse": [False, True], "delta_softplus": True, "combine": combine, "backend": backend}
+    options["return_last_state"] = True
+    torch.library.opcheck(torch.ops.vim.selective_scan, inputs, options)
+    plain = tuple(t.detach() for t in inputs)
+    torch.library.opcheck(torch.ops.vim.selective_scan_forward, plain, {**options, "save": True})
+
+
+@pytest.mark.parametrize("name", ["selective_scan", "selective_scan_forward", "selective_scan_backward"])
+def test_arguments_are_those_of_the_schema(name):
+    """PyTorch leaves out what is at its default."""
+    arguments = getattr(torch.ops.vim, name).default._schema.arguments
+    defaults = {a.name: a.default_value for a in arguments if a.has_default_value() and a.name != "save"}
+    assert defaults == {**Inputs._field_defaults, **Options._field_defaults}
+    own = [a.name for a in arguments if a.name not in ("grad_y", "grad_state", "ungated", "saved", "save")]
+    assert own == [*Inputs._fields, *Options._fields]
+    assert [a.name for a in arguments if a.kwarg_only and a.name != "save"] == list(Options._fields)
 
 
 def test_autocast_keeps_the_state_in_float32():
@@ -286,7 +300,7 @@ def test_meta():
 class Scan(torch.nn.Module):
     def forward(self, u, delta, A, B, C):
         y, _ = torch.ops.vim.selective_scan(
-            u, delta, A, B, C, None, None, None, None, True, [False, True], "mean", False, "auto"
+            u, delta, A, B, C, reverse=[False, True], delta_softplus=True, combine="mean"
         )
         return y
 
@@ -332,14 +346,14 @@ def test_a_second_derivative_is_refused(name, backend):
     if name == "selective_scan":
         x = scan_inputs()[0].requires_grad_()
         y = torch.ops.vim.selective_scan(
-            x, *scan_inputs()[1:], None, None, None, None, True, [False, True], "none", False, backend
+            x, *scan_inputs()[1:], reverse=[False, True], delta_softplus=True, backend=backend
         )[0]
     elif name == "causal_conv1d":
         x = torch.randn(1, 1, 5, 4, requires_grad=True)
-        y = torch.ops.vim.causal_conv1d(x, torch.randn(1, 4, 3), None, True, [False], backend)
+        y = torch.ops.vim.causal_conv1d(x, torch.randn(1, 4, 3), reverse=[False], backend=backend)
     else:
         x = torch.randn(3, 4, requires_grad=True)
-        y = torch.ops.vim.rms_norm(x, torch.ones(4), 1e-5, backend)
+        y = torch.ops.vim.rms_norm(x, torch.ones(4), backend=backend)
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiated once"):
         torch.autograd.grad(grad.square().sum(), x)

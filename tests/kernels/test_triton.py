@@ -20,22 +20,16 @@ from test_selective_scan import (
 from vim.kernels import available_backends, backends, causal_conv1d, selective_scan
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
-from vim.kernels import triton_scan  # noqa: E402
+from tests.interpreter import needs_loops  # noqa: E402
+from vim.kernels.scan import triton as triton_scan  # noqa: E402
+from vim.kernels.scan.reference import Inputs  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
 
 
-def interpreter_loops():
-    """Whether Triton's interpreter runs a loop: that of Triton 3.6 does not with NumPy 2.4."""
-    import numpy as np
-
-    new_triton, new_numpy = (tuple(map(int, v.split(".")[:2])) for v in (triton.__version__, np.__version__))
-    return DEVICE == "cuda" or new_triton >= (3, 7) or new_numpy < (2, 4)
-
-
-pytestmark = pytest.mark.skipif(not interpreter_loops(), reason="Triton's interpreter needs an older NumPy")
+pytestmark = needs_loops
 
 
 @pytest.fixture
@@ -180,23 +174,26 @@ def canonical(combine):
     inputs = on_device(make_inputs(1, 2, 3, 4, 2, 2, combine=combine, dtype=torch.float32))
     if combine != "none":
         inputs["z"] = inputs["z"].unsqueeze(1)
-    return [value.requires_grad_() for value in inputs.values()]
+    return Inputs(**{name: value.requires_grad_() for name, value in inputs.items()})
 
 
 @pytest.mark.parametrize("combine", ["none", "sum"])
 def test_opcheck(combine):
-    args = (*canonical(combine), True, [False, True], combine, True, "triton")
+    inputs = canonical(combine)
+    options = {"reverse": [False, True], "delta_softplus": True, "combine": combine, "backend": "triton"}
+    options["return_last_state"] = True
     tests = ["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"]
-    torch.library.opcheck(torch.ops.vim.selective_scan, args, test_utils=tests)
-    plain = [t.detach() if isinstance(t, torch.Tensor) else t for t in args]
-    torch.library.opcheck(torch.ops.vim.selective_scan_forward, (*plain, True), test_utils=tests[:2])
+    torch.library.opcheck(torch.ops.vim.selective_scan, inputs, options, test_utils=tests)
+    plain, options["save"] = tuple(t.detach() for t in inputs), True
+    torch.library.opcheck(torch.ops.vim.selective_scan_forward, plain, options, test_utils=tests[:2])
 
 
 def test_gradient_checkpointing():
     inputs = canonical("mean")
 
     def run(*tensors):
-        return torch.ops.vim.selective_scan(*tensors, True, [False, True], "mean", False, "triton")[0]
+        options = {"reverse": [False, True], "delta_softplus": True, "combine": "mean", "backend": "triton"}
+        return torch.ops.vim.selective_scan(*tensors, **options)[0]
 
     y = torch.utils.checkpoint.checkpoint(run, *inputs, use_reentrant=False)
     grads = torch.autograd.grad(y.sum(), inputs)
@@ -213,8 +210,9 @@ def test_float16_overflows_no_earlier_than_its_result(k, combine):
     A, z = torch.zeros(k, 1, 1, device=DEVICE), torch.full((1, 1, 1, 1), -9.0, **wide).requires_grad_()
     results = {}
     for backend in ("reference", "triton"):
-        options = (None, None, None, False, [False] * k, combine, False, backend)
-        y, _ = torch.ops.vim.selective_scan(u, torch.ones_like(u), A, B, C, None, z, *options[1:])
+        y, _ = torch.ops.vim.selective_scan(
+            u, torch.ones_like(u), A, B, C, z=z, reverse=[False] * k, combine=combine, backend=backend
+        )
         results[backend] = [y, *torch.autograd.grad(y, (u, z), torch.full_like(y, 10.0))]
     for got, want in zip(results["triton"], results["reference"], strict=True):
         assert want.isfinite().all()
@@ -259,7 +257,7 @@ def test_convolution_reads_a_tensor_that_directions_share():
 
 def test_convolution_opcheck():
     inputs = [v.requires_grad_() for v in on_device(make_conv_inputs(1, 2, 5, 6, 3, torch.float32)).values()]
-    torch.library.opcheck(torch.ops.vim.causal_conv1d, (*inputs, True, [False, True], "triton"))
+    torch.library.opcheck(torch.ops.vim.causal_conv1d, inputs, {"reverse": [False, True], "backend": "triton"})
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -275,11 +273,11 @@ def test_norm_matches_reference(shape, dtype):
 
 def test_norm_opcheck():
     x, weight = (torch.randn(*s, device=DEVICE, requires_grad=True) for s in ((2, 5, 20), (20,)))
-    torch.library.opcheck(torch.ops.vim.rms_norm, (x, weight, 1e-5, "triton"))
+    torch.library.opcheck(torch.ops.vim.rms_norm, (x, weight), {"backend": "triton"})
 
 
 def test_tuning_leaves_no_trace():
-    from vim.kernels.triton_tune import tune
+    from vim.kernels.scan.tune import tune
 
     times = iter([3.0, 1.0])
     assert tune(b=1, k=1, l=2, d=3, n=1, device=DEVICE, time=lambda run: run() or next(times)) == [
@@ -355,7 +353,8 @@ def test_cuda_graph():
     inputs = [value.detach() for value in canonical("mean")]
 
     def run():
-        return torch.ops.vim.selective_scan(*inputs, True, [False, True], "mean", False, "triton")[0]
+        options = {"reverse": [False, True], "delta_softplus": True, "combine": "mean", "backend": "triton"}
+        return torch.ops.vim.selective_scan(*inputs, **options)[0]
 
     run()
     graph = torch.cuda.CUDAGraph()

@@ -20,7 +20,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vim.kernels import triton_conv1d, triton_gate, triton_rms_norm, triton_scan
+from vim.kernels.conv1d import triton as conv1d
+from vim.kernels.norm import triton as norm
+from vim.kernels.scan import triton as scan
+from vim.kernels.scan import triton_gate
+from vim.kernels.scan.reference import Inputs, Options
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -41,7 +45,7 @@ class Recorder:
 def record(launch):
     """The launches that `launch()` makes: (kernel, arguments, options)."""
     recorders = []
-    for module in (triton_conv1d, triton_gate, triton_rms_norm, triton_scan):
+    for module in (conv1d, norm, scan, triton_gate):
         for name, kernel in vars(module).items():
             if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel"):
                 recorders.append((module, name, Recorder(kernel)))
@@ -118,7 +122,7 @@ def measure(kernel, args, options, architecture):
     instructions, labels, usage = disassemble(compiled)
     figures = {name: int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "SHARED")}
     row = {
-        "module": kernel.__module__.rpartition(".")[2],
+        "module": kernel.__module__.removeprefix("vim.kernels."),
         "kernel": kernel.__name__,
         "block": options.get("BLOCK") if "N" in options else None,
         "architecture": architecture,
@@ -142,20 +146,21 @@ def forward_and_backward(b, k, l, d, n, dtype=torch.bfloat16):
     narrow = torch.empty(b, k, l, 1, n, dtype=dtype, device="meta")
     A, vector = torch.empty(k, d, n, device="meta"), torch.empty(k, d, device="meta")
     gated = torch.empty(b, 1, l, d, dtype=dtype, device="meta")
-    inputs = (rows, rows, A, narrow, narrow, vector, gated, vector, None, True, [False, True][:k], "mean")
-    y, _, ungated, saved = triton_scan.selective_scan(*inputs, return_last_state=False, save=True)
-    triton_scan.selective_scan_backward(y, None, ungated, saved, *inputs)
+    inputs = Inputs(rows, rows, A, narrow, narrow, D=vector, z=gated, delta_bias=vector)
+    options = Options([False, True][:k], delta_softplus=True, combine="mean")
+    y, _, ungated, saved = scan.selective_scan(inputs, options, save=True)
+    scan.selective_scan_backward(y, None, ungated, saved, inputs, options)
     convolution = (rows, torch.empty(k, d, 4, dtype=dtype, device="meta"), vector, True, [False, True][:k])
-    triton_conv1d.causal_conv1d(*convolution)
-    triton_conv1d.causal_conv1d_backward(rows, *convolution)
+    conv1d.causal_conv1d(*convolution)
+    conv1d.causal_conv1d_backward(rows, *convolution)
     x, weight = (torch.empty(*size, d // 2, dtype=dtype, device="meta") for size in ((b, l), ()))
-    triton_rms_norm.rms_norm(x, weight, 1e-5)
-    triton_rms_norm.rms_norm_backward(x, x, weight, 1e-5)
+    norm.rms_norm(x, weight, 1e-5)
+    norm.rms_norm_backward(x, x, weight, 1e-5)
 
 
 def unusual():
     """The scan with nothing optional, then with everything; in segments and with the states in parts."""
-    triton_scan.MOST_STATES = 2
+    scan.MOST_STATES = 2
     for k, g, given, combine, dtype in (
         (1, 1, False, "none", torch.float32),
         (2, 2, True, "sum", torch.float16),
@@ -165,10 +170,10 @@ def unusual():
         A, vector, state = ((k, d, n), torch.float32), ((k, d), torch.float32), ((b, k, d, n), torch.float32)
         optional = (vector, wide, vector, state) if given else (None,) * 4
         shapes = (rows, rows, A, narrow, narrow, *optional)
-        tensors = [x if x is None else torch.empty(x[0], dtype=x[1], device="meta") for x in shapes]
-        inputs = (*tensors, given, [True, False][:k], combine)
-        y, _, ungated, saved = triton_scan.selective_scan(*inputs, return_last_state=given, save=True)
-        triton_scan.selective_scan_backward(y, tensors[8], ungated, saved, *inputs)
+        inputs = Inputs(*(x if x is None else torch.empty(x[0], dtype=x[1], device="meta") for x in shapes))
+        options = Options([True, False][:k], delta_softplus=given, combine=combine, return_last_state=given)
+        y, _, ungated, saved = scan.selective_scan(inputs, options, save=True)
+        scan.selective_scan_backward(y, inputs.initial_state, ungated, saved, inputs, options)
 
 
 def main():

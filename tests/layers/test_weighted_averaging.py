@@ -71,5 +71,5 @@ def test_the_residual_stays_float32_in_low_precision():
 
 @pytest.mark.parametrize("earlier", [1, 3])
 def test_another_number_of_earlier_outputs_is_refused(earlier):
-    with pytest.raises(AssertionError, match="what the l - 1 layers before gave"):
+    with pytest.raises(AssertionError, match="the outputs of the l - 1 layers before"):
         MambaMixerLayer(Times(1), Times(1), 2)([torch.ones(2)] * earlier, [torch.ones(2)] * earlier)

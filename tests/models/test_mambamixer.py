@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import timm
@@ -12,9 +13,10 @@ import vim  # noqa: F401  registers the models
 from tests.layers.test_selective_mixers import vmamba_mixer
 from tests.tiny import ROOT
 from vim.checkpoints import load_pretrained
-from vim.engine.config import load_config
+from vim.engine.config import load_recipe
 from vim.errors import UserError
 from vim.layers import SelectiveTokenMixer
+from vim.options import ImageRecipe
 
 COUNTS = {"vim2_tiny": 24_044_986, "vim2_small": 43_745_572, "vim2_base": 75_664_580}
 MIXERS = ["tied", "transposed", "mlp", "transposed_mlp", "none"]
@@ -197,16 +199,16 @@ def test_pools():
         ({"token_mixer": "none"}, "token_mixer must be one of .*, got 'none'"),
         ({"select_from": "z", "token_mixer": "mlp", "channel_mixer": "mlp"}, "'conv', 'input'.*, got 'z'"),
         ({"depths": (1, 1)}, "a number for each stage"),
-        ({"depths": (1, 1, 0, 1)}, r"depths: whole numbers from 1 expected, got \(1, 1, 0, 1\)"),
-        ({"embed_dims": (), "channel_dims": (), "depths": ()}, "embed_dims: whole numbers from 1"),
-        ({"token_mixers": 0}, "token_mixers: whole numbers from 1"),
-        ({"expand": 1.5}, "expand: whole numbers from 1"),
-        ({"d_state": 0}, "d_state: whole numbers from 1"),
-        ({"patch_size": (4, 2)}, "patch_size: whole numbers from 1"),
+        ({"depths": (1, 1, 0, 1)}, r"depths must be at least 1 and whole in each stage, got \(1, 1, 0, 1\)"),
+        ({"embed_dims": (), "channel_dims": (), "depths": ()}, "embed_dims must be at least 1 and whole in each"),
+        ({"token_mixers": 0}, "token_mixers must be at least 1 and whole, got 0"),
+        ({"expand": 1.5}, "expand must be at least 1 and whole, got 1.5"),
+        ({"d_state": 0}, "d_state must be at least 1 and whole, got 0"),
+        ({"patch_size": (4, 2)}, r"patch_size must be at least 1 and whole, got \(4, 2\)"),
         ({"img_size": 3}, "img_size must be at least the patch size"),
     ],
 )
-def test_wrong_options_are_told(options, message):
+def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
 
@@ -317,11 +319,11 @@ def test_low_precision_stays_near():
 
 @pytest.mark.parametrize(("size", "drop_path_rate"), [("tiny", 0.2), ("small", 0.3), ("base", 0.6)])
 def test_the_recipe_is_the_papers(size, drop_path_rate):
-    config = load_config(ROOT / f"configs/mambamixer/vim2-{size}_8xb128-300e_in1k.py")
-    assert config.model == {"model_name": f"vim2_{size}", "drop_path_rate": drop_path_rate}
-    assert config.optimizer == {"opt": "adamw", "lr": 1e-3, "weight_decay": 0.05}
-    assert (config.schedule.num_epochs, config.schedule.warmup_epochs) == (300, 20)
-    assert 8 * config.data.batch_size == 1024
+    recipe = load_recipe(Path(f"{ROOT}/configs/mambamixer/in1k.py:vim2-{size}_in1k"), ImageRecipe)
+    assert recipe.model == {"model_name": f"vim2_{size}", "drop_path_rate": drop_path_rate}
+    assert recipe.optimizer == {"opt": "adamw", "lr": 1e-3, "weight_decay": 0.05}
+    assert (recipe.schedule["num_epochs"], recipe.schedule["warmup_epochs"]) == (300, 20)
+    assert 8 * recipe.data.batch_size == 1024
 
 
 # The ways out

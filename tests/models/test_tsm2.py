@@ -290,16 +290,16 @@ def test_covariates_that_do_not_fit():
     ("options", "message"),
     [
         ({"variate_mixer": "tied"}, "variate_mixer must be one of"),
-        ({"norm": "rms"}, "norm one of"),
+        ({"norm": "rms"}, "norm must be one of"),
         ({"select_from": "x"}, "select_from must be"),
         ({"seq_len": 7}, r"seq_len \(data.lookback\) must be at least patch_size, 8, got 7"),
         ({"mixer_len": 41}, "mixer_len must be from patch_size, 8, to seq_len, 40, got 41"),
         ({"mixer_len": 7}, "mixer_len must be from patch_size, 8, to seq_len, 40, got 7"),
-        ({"horizon": 0}, "horizon must be at least 1, got 0"),
-        ({"d_state": 0}, "d_state must be at least 1, got 0"),
-        ({"expand": 0}, "expand must be at least 1, got 0"),
-        ({"future_dim": -1}, "future_dim must be at least 0, got -1"),
-        ({"static_dim": -1}, "static_dim must be at least 0, got -1"),
+        ({"horizon": 0}, "horizon must be at least 1 and whole, got 0"),
+        ({"d_state": 0}, "d_state must be at least 1 and whole, got 0"),
+        ({"expand": 0}, "expand must be at least 1 and whole, got 0"),
+        ({"future_dim": -1}, "future_dim must be at least 0 and whole, got -1"),
+        ({"static_dim": -1}, "static_dim must be at least 0 and whole, got -1"),
     ],
 )
 def test_options_that_do_not_fit(options, message):

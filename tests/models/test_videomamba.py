@@ -257,12 +257,12 @@ def test_exports_keep_sizes(tmp_path):
         ({"directions": "none", "global_pool": "token"}, "global_pool='token' needs two directions"),
     ],
 )
-def test_wrong_options_are_told(options, message):
+def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
 
 
-def test_wrong_inputs_are_told():
+def test_wrong_inputs_are_refused():
     with pytest.raises(AssertionError, match="32 x 48 pixels expected: set img_size, or dynamic_img_size=True"):
         build()(clip(4, 48, 32))
     with pytest.raises(AssertionError, match="4 frames expected: set num_frames, or dynamic_img_size=True"):
@@ -461,7 +461,12 @@ def test_layouts(tmp_path):
     multimodal = {f"vision_encoder.{key}": value for key, value in masked.items()}
     multimodal |= {"vision_encoder.pool_norm.weight": torch.ones(3), "clip_teacher.proj": torch.ones(3)}
     multimodal |= {"text_encoder.bert.embeddings.position_ids": torch.arange(3), "temp": torch.tensor(1.0)}
-    for name, layout in {"masked": masked, "multimodal": {"model": multimodal, "epoch": 3}}.items():
+    encoder = {f"encoder.{key}": value for key, value in masked.items() if "clip_decoder" not in key}
+    encoder = {
+        f"module.{key}": value for key, value in (encoder | {"clip_decoder.0.norm.weight": torch.ones(3)}).items()
+    }
+    headless_layouts = {"masked": masked, "multimodal": {"model": multimodal, "epoch": 3}, "encoder": encoder}
+    for name, layout in headless_layouts.items():
         path = save(tmp_path / f"{name}.pth", layout)
         assert_same(load(path, 0, num_classes=0), headless)
         assert_same(load(path, 0), weights, but=HEAD)
@@ -472,6 +477,7 @@ def test_layouts(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"norm.weight": torch.ones(16)}, re.escape("norm.weight is (16,) there and missing in the model")),
         ({TIMES: None}, re.escape(f"{TIMES} is missing there and (1, 4, 16) in the model")),
         ({TIMES: torch.ones(1, 4, 8)}, re.escape(f"{TIMES} is (1, 4, 8) there and (1, 4, 16) in the model")),
         ({TIMES: torch.ones(4, 16)}, re.escape(f"{TIMES} is (4, 16) there")),
@@ -532,11 +538,11 @@ def test_every_published_file_has_a_tag(size, tmp_path, monkeypatch):
         (filename,) = asked
         of_size, frames, pixels, classes = parts(filename)
         architecture, tag = name.split(".")
-        assert of_size == size and model.patch_embed.img_size == (pixels, pixels) and model.num_classes == classes
+        assert of_size == size and model.img_size == (pixels, pixels) and model.num_classes == classes
         assert ("mask_" in tag) == ("mask" in filename)
         if tag != "opengvlab_in1k":
             assert architecture == f"videomamba_{size}" + (f"_f{frames}" if frames else "")
-            assert model.patch_embed.num_frames == frames
+            assert model.num_frames == frames
         data = timm.data.resolve_model_data_config(model)
         assert data["crop_pct"] == (1.0 if "_f" in architecture else 0.875)
     files = {timm.get_pretrained_cfg(name).hf_hub_filename for name in tags}

@@ -106,7 +106,9 @@ def test_mistakes_in_training(call, trained, tmp_path, monkeypatch):
     assert_told(call("train", DIGITS, "--work-dir", trained[0], *tiny), "holds a run: go on with it by --resume")
     last = trained[0] / "last.pth"
     assert_told(call("train", DIGITS, "--work-dir", trained[0], "--resume", FOLDER, *tiny), "or name another folder")
-    assert_told(call("train", DIGITS, *work_dir, "--resume", last, *tiny, "model.depth=1"), "is of another model")
+    assert_told(
+        call("train", DIGITS, *work_dir, "--resume", last, *tiny, "model.depth=1"), "trained with another model.depth"
+    )
     assert_told(call("train", DIGITS, *work_dir, *tiny, "model.num_classes=3"), "model.num_classes=10")
     assert_told(call("train", DIGITS, *work_dir, *tiny, "modle.depth=1"), "modle.depth: a config has no such section")
     assert_told(call("train", DIGITS, *work_dir, *tiny, "depth"), "takes KEY=VALUE, got 'depth'")

@@ -12,8 +12,7 @@ from vim.data.transforms import (
     num_frames,
     train_transform,
 )
-from vim.data.video import Videos, find_videos, read_video
-from vim.data.video_transforms import video_eval_transform, video_train_transform
+from vim.data.video import Videos, find_videos, read_video, video_eval_transform, video_train_transform
 
 __all__ = [
     "IGNORED",

@@ -1,56 +1,50 @@
-"""The data sets a config can name."""
+"""The data sets that a config can name."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from PIL import Image
 from timm.data import create_dataset
-from torch.utils.data import Dataset, IterableDataset
+from timm.data.dataset import ImageDataset, IterableImageDataset
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder, VisionDataset
 
 from vim.data.digits import Digits
 from vim.data.images import UNDECODABLE, convert, image_folder, read_image, reason
 from vim.data.mnist import Mnist5k
 from vim.data.streams import Stream
-from vim.data.video import build_videos
-from vim.errors import UserError, describe
+from vim.data.video import Videos, build_videos
+from vim.errors import UserError, describe, require
+from vim.options import ImageData
 
 BUILT_IN = {"digits": Digits, "mnist5k": Mnist5k}
 TIMM_PREFIXES = ("hfds/", "hfids/", "wds/", "tfds/", "torch/")
+READ_WITH = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset"}  # the packages of timm's prefixes
 
 
-class Splits(NamedTuple):
-    """What is trained on and what is held out, each yielding (PIL image, class index); and the classes' names.
+class TimmImages(Dataset[tuple[Image.Image, int]]):
+    """A data set of timm's with random access. Images are decoded here, so that an unreadable one is named."""
 
-    Of videos it is (list of PIL images, class index). The names are None where a data set does not say them.
-    """
-
-    train: Any
-    held_out: Any
-    classes: list[str] | None
-
-
-class TimmImages(Dataset[Any]):
-    """A data set of timm's with random access, whose images are read here: it is known which cannot be."""
-
-    def __init__(self, dataset: Any, mode: str) -> None:
+    def __init__(self, dataset: ImageDataset, mode: str) -> None:
         self.dataset, self.mode = dataset, mode
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         file, label = self.dataset.reader[index]
         return read_image(file, self.mode, name=self.filename(index)), label
 
     def filename(self, index: int) -> str:
-        """What to call an image."""
+        """The name of an image in messages."""
         return str(self.dataset.filename(index) or f"image {index} of {len(self)}")
 
 
-class TorchvisionImages(Dataset[Any]):
-    """A data set of torchvision's, which reads the images itself."""
+class TorchvisionImages(Dataset[tuple[Image.Image, int]]):
+    """A data set of torchvision's, which decodes the images itself."""
 
-    def __init__(self, dataset: Any, mode: str) -> None:
+    def __init__(self, dataset: VisionDataset, mode: str) -> None:
         self.dataset, self.mode = dataset, mode
         self.classes = getattr(dataset, "classes", None)
 
@@ -65,67 +59,95 @@ class TorchvisionImages(Dataset[Any]):
             raise UserError(f"cannot read image {index} of the data set ({reason(error)})") from error
 
 
-def build_datasets(data: dict[str, Any], mode: str = "RGB") -> Splits:
-    """The data set named `data["dataset"]`, in its two parts.
+Part: TypeAlias = Digits | ImageFolder | TimmImages | TorchvisionImages | Videos | Stream
 
-    "digits" and "mnist5k" come with packages. "folder" has `train` and `val` below `data["root"]`, and in each a
-    folder a class; "tar" has `train.tar` and `val.tar` like these. Names with a prefix (hfds/, hfids/, wds/, tfds/,
-    torch/) are those of `timm.data.create_dataset`, which gets `data["train_options"]` or `data["val_options"]`, such
-    as `split`. "videos" has `train.csv` and `val.csv` in `data["root"]`, or videos as "folder" has images;
-    "digit_motion" makes its own, in that folder or in :func:`vim.data.motion.default_folder`. Both take the options of
-    :func:`vim.data.video.build_videos`.
+
+class Splits(NamedTuple):
+    """The data to train on and the held-out data, and the names of the classes, or None if they are not known.
+
+    Items are (PIL image, class index), or for videos (list of PIL images, class index).
+    """
+
+    train: Part
+    held_out: Part
+    classes: list[str] | None
+
+
+def build_datasets(data: ImageData, mode: str = "RGB") -> Splits:
+    """Build the training and the held-out part of the data set that a config's `data` section names.
+
+    `data.dataset` is one of:
+
+    - "digits", "mnist5k": built in;
+    - "folder": folders `train` and `val` in `data.root`, each with one folder of images a class;
+    - "tar": the same as `train.tar` and `val.tar`;
+    - a name with a prefix (hfds/, hfids/, wds/, tfds/, torch/): a data set of :func:`timm.data.create_dataset`, with
+      the options in `data.train_options` and `data.val_options`, such as `split`;
+    - "videos": annotations `train.csv` and `val.csv`, or folders of videos, in `data.root`;
+    - "digit_motion": built-in videos, written to `data.root` or :func:`vim.data.video.motion.default_folder`.
+
+    Both kinds of videos take the options of :func:`vim.data.video.build_videos` from `data.video`, and those of one
+    part from `data.train_options` and so on.
 
     Args:
-        mode: PIL's name for the kind of images wanted: "L" for grey.
+        mode: PIL's mode for the images: "RGB", or "L" for grey.
 
     Raises:
-        UserError: an unknown name, a folder that is missing or empty, or classes that differ between the parts.
+        UserError: the name is unknown, a folder or a package is missing, or the parts have different classes.
     """
     train, held_out = (part(data, name, mode) for name in ("train", "val"))
     return Splits(train, held_out, _classes(data, train, held_out))
 
 
-def part(data: dict[str, Any], name: str, mode: str) -> Any:
-    """The "train" or the "val" part of a data set, of videos also the "test" part; see :func:`build_datasets`."""
-    dataset, root = str(data.get("dataset")), data.get("root")
+def part(data: ImageData, name: str, mode: str) -> Part:
+    """Build one part, "train" or "val", or "test" of videos; see :func:`build_datasets`."""
+    dataset, root = data.dataset, data.root
+    own = {"train": data.train_options, "val": data.val_options}.get(name, {})
     if dataset in BUILT_IN:
         return BUILT_IN[dataset](train=name == "train", mode=mode)
-    options = {"batch_size": data.get("batch_size", 1), **data.get(f"{name}_options", {})}
+    if dataset == "folder":
+        return image_folder(_root(root, name) / name, mode)
     if dataset == "videos":
-        return build_videos(data, name, mode)
+        return build_videos(_root(root, f"{name}.csv"), name, mode, **{**data.video, **own})
     if dataset == "digit_motion":
-        from vim.data import motion  # not before: it is also run by itself
+        from vim.data.video import motion  # here, because `python -m` runs it as a module of its own
 
         folder = Path(str(root)) if root else motion.default_folder()
         motion.ensure(folder)
-        return build_videos({**data, "root": folder}, name, mode)
-    if dataset == "folder":
-        if not root:
-            raise UserError(f"data.root must name the folder that holds {name}: --cfg-options data.root=PATH")
-        return image_folder(Path(str(root)) / name, mode)
+        return build_videos(folder, name, mode, **{**data.video, **own})
+    options = {"batch_size": data.batch_size, **own}
     if dataset == "tar":
-        return _timm("", Path(str(root)) / f"{name}.tar", name, mode, options)
+        return _timm("", str(Path(str(root)) / f"{name}.tar"), name, mode, options)
     if dataset.startswith(TIMM_PREFIXES):
         return _timm(dataset, root, name, mode, options)
     names = ", ".join(repr(known) for known in (*BUILT_IN, "digit_motion", "folder", "tar", "videos"))
     raise UserError(f"data.dataset must be {names}, or one of timm's with {', '.join(TIMM_PREFIXES)}, got {dataset!r}")
 
 
-def _timm(name: str, root: Any, split: str, mode: str, options: dict[str, Any]) -> Any:
+def _root(root: object, content: str) -> Path:
+    if not root:
+        raise UserError(f"data.root must name the folder that holds {content}: --cfg-options data.root=PATH")
+    return Path(str(root))
+
+
+def _timm(name: str, root: str | None, split: str, mode: str, options: Mapping[str, Any]) -> Part:
+    prefix = name.partition("/")[0]
+    if prefix in READ_WITH:
+        require(READ_WITH[prefix], f"the data set {name}")
     default = {"split": {"train": "train", "val": "validation"}[split], "is_training": split == "train"}
     try:
-        dataset: Any = create_dataset(name, root=root and str(root), input_img_mode=mode, **{**default, **options})
-    except Exception as error:  # readers raise many kinds, and assertions
+        dataset = create_dataset(name, root=root, input_img_mode=mode, **{**default, **options})
+    except Exception as error:  # readers raise many classes, and assertions
         raise UserError(f"cannot open the data set {name or root} ({split}): {describe(error)}") from error
-    if isinstance(dataset, IterableDataset):
+    if isinstance(dataset, IterableImageDataset):
         return Stream(dataset, mode)
     return (TimmImages if hasattr(dataset, "reader") else TorchvisionImages)(dataset, mode)
 
 
-def class_names(dataset: Any) -> list[str] | None:
-    """The names of a data set's classes, in their order, where it says them."""
-    if getattr(dataset, "classes", None):
-        return list(dataset.classes)
+def class_names(dataset: object) -> list[str] | None:
+    """The names of a data set's classes in the order of their indices, or None if it does not have them."""
+    if names := getattr(dataset, "classes", None):
+        return list(names)
     reader = getattr(getattr(dataset, "dataset", dataset), "reader", None)
     to_index = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
     if to_index:
@@ -133,12 +155,12 @@ def class_names(dataset: Any) -> list[str] | None:
     return None
 
 
-def _classes(data: dict[str, Any], train: Any, held_out: Any) -> list[str] | None:
+def _classes(data: ImageData, train: Part, held_out: Part) -> list[str] | None:
     names, others = class_names(train), class_names(held_out)
     if names != others:
         different = sorted(set(names or ()) ^ set(others or ()))
         raise UserError(
-            f"train and val in {data.get('root')} must hold the same classes; only one of them has "
+            f"train and val in {data.root} must hold the same classes; only one of them has "
             f"{', '.join(different[:5])}: add these folders to the other, or take them out"
         )
     return names

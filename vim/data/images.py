@@ -1,4 +1,4 @@
-"""Reading image files, and mistakes in where they are."""
+"""Finding and reading image files."""
 
 from pathlib import Path
 from typing import IO
@@ -10,18 +10,18 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from vim.errors import UserError, describe
 
-UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's exceptions
 
 
 def read_image(path: str | Path | IO[bytes], mode: str = "RGB", *, name: str | None = None) -> Image.Image:
     """Decode an image file.
 
     Args:
-        mode: PIL's name for the kind of image wanted: "L" for grey.
-        name: what to call it in errors; by default its path.
+        mode: PIL's mode for the image: "RGB", or "L" for grey.
+        name: its name in messages; by default its path.
 
     Raises:
-        UserError: it is missing, or not an image that can be decoded to 8 bits.
+        UserError: the file does not exist, or cannot be decoded to an image of 8 bits.
     """
     name = name or str(path)
     try:
@@ -34,28 +34,28 @@ def read_image(path: str | Path | IO[bytes], mode: str = "RGB", *, name: str | N
 
 
 def convert(image: Image.Image, mode: str) -> Image.Image:
-    """An opened image in another mode of 8 bits.
+    """Convert an opened image to another mode of 8 bits.
 
     Raises:
-        ValueError: it has 32 bits a pixel and channel.
+        ValueError: the image has 32 bits per channel.
     """
     if image.mode in ("I", "F"):
         raise ValueError("it has 32 bits a pixel and channel: save it with 8 or 16")
-    if image.mode.startswith("I;16"):  # convert() would cut off at 255
+    if image.mode.startswith("I;16"):  # convert() would clip at 255
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     return image.convert(mode)
 
 
 def reason(error: Exception) -> str:
-    """What is wrong with an image, in the same words each time: Pillow's hold an address."""
+    """What is wrong with an image. Pillow's own message for an unknown format has an address, so it always differs."""
     return "no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else describe(error)
 
 
 def find_images(paths: list[Path]) -> list[Path]:
-    """The image files among the paths and below the folders among them, in order.
+    """Find the image files among paths and below the folders among them, in alphabetical order in each folder.
 
     Raises:
-        UserError: a path does not exist, or a folder holds no image.
+        UserError: a path does not exist, or a folder has no image.
     """
     found: list[Path] = []
     for path in paths:
@@ -71,10 +71,10 @@ def find_images(paths: list[Path]) -> list[Path]:
 
 
 def image_folder(root: Path, mode: str) -> ImageFolder:
-    """The data set of a folder with one folder of images a class.
+    """The data set of a folder that has one folder of images a class.
 
     Raises:
-        UserError: the folder does not exist, or holds no such folders.
+        UserError: the folder does not exist, has no folder in it, or one without images.
     """
     if not root.is_dir():
         raise UserError(f"no such folder: {root} (expected one folder of images a class in it)")

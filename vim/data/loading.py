@@ -1,7 +1,7 @@
-"""Batches in which every random choice follows from the seed, the epoch and the image: not from workers or processes.
+"""Batches whose random choices depend on the seed, the epoch and the image only, not on workers or processes.
 
-A run that goes on in the middle of an epoch, or on other numbers of workers, sees what it would have seen; and so do
-several processes, together, what one would at the same number of images a step.
+So a run that resumes in the middle of an epoch, or with another number of workers, continues with the same batches. And
+several processes together see the batches that one process would see with the same number of images per step.
 """
 
 import itertools
@@ -11,7 +11,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -21,56 +22,78 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from vim.data.streams import Stream
 from vim.errors import UserError
 
-IGNORED = -1  # the label of what is not to be counted: padding, an image that cannot be read
-PADDING = -1  # the repeat of a key that is there to make batches equally long
-MOST_UNREADABLE = 100  # in a row
+IGNORED = -1  # the label of an image that does not count: padding, or one that cannot be read
+PADDING = -1  # the `repeat` of a key that pads a batch
+MOST_UNREADABLE = 100  # consecutive images
+
+Item: TypeAlias = Any  # a PIL image, or a clip: a list of them
+Transform = Callable[[Item], Tensor]
+
+
+class Items(Protocol):
+    """A data set with random access. Reading an item that is damaged raises UserError."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Item, int]: ...
 
 
 class Key(NamedTuple):
-    """Which image, in which epoch, for the how-manieth time in it."""
+    """Identifies one draw: the epoch, the image's index, and the count of its earlier draws in the epoch."""
 
     epoch: int
     image: int
     repeat: int
 
 
-class Batch(NamedTuple):
-    """images (b, c, h, w), or clips (b, c, t, h, w); labels (b,); and a line for each that could not be read."""
+class Sample(NamedTuple):
+    """An image or a clip after its transform."""
 
-    images: Tensor
-    labels: Tensor
-    unreadable: list[str]
+    image: Tensor  # (c, h, w) or (c, t, h, w), or empty if it could not be read
+    label: int
+    unreadable: list[str]  # a message for each image that could not be read
+
+
+class Batch(NamedTuple):
+    """Stacked samples."""
+
+    images: Tensor  # (b, c, h, w), or clips (b, c, t, h, w)
+    labels: Tensor  # (b,)
+    unreadable: list[str]  # a message for each image that could not be read
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which of several processes this is."""
+    """The rank of this process among `world` processes."""
 
     rank: int = 0
     world: int = 1
 
 
 def seed_all(*numbers: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's generators with a hash of numbers."""
+    """Seed the generators of Python, NumPy and PyTorch with a hash of these numbers."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-class Prepared(Dataset[Any]):
-    """The images of a data set after a transform; the random choices of both follow from the seed and the key.
+class Prepared(Dataset[Sample]):
+    """Transforms the images of a data set; all random choices depend on the seed and the key.
 
     Args:
-        dataset: yields (PIL image, class index), or of videos (list of PIL images, class index); a UserError is one
-            that cannot be read.
-        substitute: give the next readable image for one that cannot be read; else zeros, labelled `IGNORED`.
+        substitute: replace an unreadable image by the next readable one; else its sample is empty, labelled `IGNORED`.
     """
 
-    def __init__(self, dataset: Any, transform: Callable[[Any], Tensor], seed: int, *, substitute: bool) -> None:
+    def __init__(self, dataset: Items, transform: Transform, seed: int, *, substitute: bool) -> None:
         self.dataset, self.transform, self.seed, self.substitute = dataset, transform, seed, substitute
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int, list[str]]:
+    def __getitem__(self, key: Key) -> Sample:
+        """Read and transform an image.
+
+        Raises:
+            UserError: too many consecutive images cannot be read.
+        """
         unreadable = []
         for offset in range(min(len(self.dataset), MOST_UNREADABLE) if self.substitute else 1):
             index = (key.image + offset) % len(self.dataset)
@@ -80,26 +103,24 @@ class Prepared(Dataset[Any]):
             except UserError as error:
                 unreadable.append(str(error))
                 continue
-            return self.transform(image), IGNORED if key.repeat == PADDING else label, unreadable
+            return Sample(self.transform(image), IGNORED if key.repeat == PADDING else label, unreadable)
         if self.substitute:
             raise UserError(f"{len(unreadable)} images in a row cannot be read: {unreadable[0]}")
-        return torch.empty(0), IGNORED, [] if key.repeat == PADDING else unreadable
+        return Sample(torch.empty(0), IGNORED, [] if key.repeat == PADDING else unreadable)
 
 
-class PreparedStream(IterableDataset[Any]):
-    """Likewise for a data set that can only be read from its beginning; here they follow from the workers' number too.
+class PreparedStream(IterableDataset[Sample]):
+    """Transforms the images of a stream; random choices depend on the number of workers and processes too.
 
     Args:
-        dataset: a :class:`vim.data.streams.Stream`.
-        substitute: give the readable image before one that cannot be read, or after it, once more.
+        substitute: replace an unreadable image by the readable one before it, or at the start by the one after it; else
+            its sample is empty, labelled `IGNORED`.
 
     Attributes:
-        epoch: which epoch the next iteration is of.
+        epoch: the epoch of the next iteration.
     """
 
-    def __init__(
-        self, dataset: Any, transform: Callable[[Any], Tensor], seed: int, share: Share, *, substitute: bool
-    ) -> None:
+    def __init__(self, dataset: Stream, transform: Transform, seed: int, share: Share, *, substitute: bool) -> None:
         self.dataset, self.transform, self.seed, self.share = dataset, transform, seed, share
         self.substitute = substitute
         self.epoch = 0
@@ -107,7 +128,7 @@ class PreparedStream(IterableDataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int, list[str]]]:
+    def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         self.dataset.set_epoch(self.epoch)
@@ -115,12 +136,12 @@ class PreparedStream(IterableDataset[Any]):
             seed_all(self.seed, self.epoch, self.share.rank * workers + number, position)
             unreadable += self.dataset.broken_shards
             self.dataset.broken_shards.clear()
-            yield (torch.empty(0) if image is None else self.transform(image)), label, unreadable
+            yield Sample(torch.empty(0) if image is None else self.transform(image), label, unreadable)
 
-    def _readable(self) -> Iterator[tuple[Any, int, list[str]]]:
-        """The samples, and a substitute, or (None, `IGNORED`), for each that cannot be read."""
-        last: tuple[Any, int] | None = None
-        early: list[str] = []  # what could not be read before the first image that could
+    def _readable(self) -> Iterator[tuple[Item, int, list[str]]]:
+        """The stream's images, with a substitute or (None, `IGNORED`) for each that cannot be read."""
+        last: tuple[Item, int] | None = None
+        early: list[str] = []  # messages from before the first readable image
         for image, label in self.dataset:
             if not isinstance(image, UserError):
                 yield from [(image, label, [line]) for line in early]
@@ -140,16 +161,21 @@ class PreparedStream(IterableDataset[Any]):
 
 
 class EpochBatches:
-    """The keys of an epoch's batches, for one of several processes; the last, incomplete batch is left out.
+    """The keys of an epoch's batches, for one of several processes. The last, incomplete batch is dropped.
 
-    The processes' batches of a step are together what one process would have at their number of images. With
-    `repeats` an image comes that often in an epoch, each time prepared anew, and the epoch is no longer for it:
-    a multiple of 256 images, as in DeiT's repeated augmentation (https://arxiv.org/abs/1901.09335). With `samples` it
-    comes that often as well, and the epoch is so much longer, as in video training after VideoMAE
-    (https://arxiv.org/abs/2203.12602).
+    In each step the processes' batches together are the batch that a single process would have.
+
+    Args:
+        count: the number of images in the data set.
+        repeats: draw each image that many times, augmented anew. The epoch keeps its length, so it has fewer distinct
+            images; it is rounded down to a multiple of 256, as in DeiT's repeated augmentation
+            (https://arxiv.org/abs/1901.09335).
+        samples: draw each image that many times, augmented anew, in an epoch that is that many times longer, as in
+            video training after VideoMAE (https://arxiv.org/abs/2203.12602).
 
     Attributes:
-        epoch, start: which epoch the next iteration is of, and from which batch on.
+        epoch: the epoch of the next iteration.
+        start: its first batch.
     """
 
     def __init__(
@@ -174,7 +200,10 @@ class EpochBatches:
 
 
 class EvaluationBatches:
-    """The keys of every image once, spread over the processes; all have as many batches, of as many images."""
+    """The keys of every image once, split over the processes.
+
+    A short share is padded, so that all processes have equally many batches of equal sizes.
+    """
 
     def __init__(self, count: int, batch_size: int, share: Share) -> None:
         self.count, self.batch_size, self.share = count, batch_size, share
@@ -188,8 +217,8 @@ class EvaluationBatches:
         yield from (keys[i : i + self.batch_size] for i in range(0, len(keys), self.batch_size))
 
 
-def collate(samples: list[tuple[Tensor, int, list[str]]]) -> Batch:
-    """Stack samples; what could not be read is zeros."""
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples; an empty one becomes zeros."""
     images, labels, unreadable = zip(*samples, strict=True)
     shape = next((image.shape for image in images if image.numel()), None)
     if shape is not None:
@@ -198,7 +227,10 @@ def collate(samples: list[tuple[Tensor, int, list[str]]]) -> Batch:
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """A cluster signals every process of a run: the one that trains saves and ends, and its workers at its signal."""
+    """Make a loader's worker ignore SIGTERM unless its parent sends it.
+
+    A cluster signals all processes of a run at once. The parent saves first, still reading batches, then ends workers.
+    """
 
     def wait() -> None:
         while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
@@ -210,8 +242,8 @@ def _outlive_sigterm(worker: int) -> None:
 
 
 def create_loader(
-    dataset: Any,
-    transform: Callable[[Any], Tensor],
+    dataset: Items | Stream,
+    transform: Transform,
     *,
     batch_size: int,
     num_workers: int,
@@ -220,24 +252,32 @@ def create_loader(
     is_training: bool,
     repeats: int = 1,
     samples: int = 1,
-) -> DataLoader[Any]:
-    """A loader of :class:`Batch`. In training, its `batches` say which epoch and from where; see :class:`EpochBatches`.
+) -> DataLoader[Sample]:
+    """Build a loader that yields :class:`Batch`.
+
+    In training, set the epoch on its `batch_sampler`, an :class:`EpochBatches`; for a stream, on its `dataset`.
+
+    Args:
+        batch_size: of each process.
+        share: this process among those of the run.
+        repeats, samples: see :class:`EpochBatches`; 1 for a stream.
 
     Raises:
-        UserError: there are fewer images than in a batch; or repeats or samples of a stream.
+        UserError: the data set has fewer images than a batch, or `repeats` or `samples` is above 1 for a stream.
     """
-    options: dict[str, Any] = {
-        "num_workers": num_workers,
-        "pin_memory": torch.cuda.is_available(),
-        "collate_fn": collate,
-        "worker_init_fn": _outlive_sigterm,
-    }
+    load = partial(
+        DataLoader,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=collate,
+        worker_init_fn=_outlive_sigterm,
+    )
     if isinstance(dataset, Stream):
         if repeats > 1 or samples > 1:
             raise UserError("data.repeats and data.samples must be 1 for a stream, which gives each image once")
         dataset.set_workers(num_workers)
         stream = PreparedStream(dataset, transform, seed, share, substitute=is_training)
-        return DataLoader(stream, batch_size=batch_size, drop_last=is_training, **options)
+        return load(stream, batch_size=batch_size, drop_last=is_training)
     batches = (
         EpochBatches(len(dataset), batch_size, seed, share, repeats=repeats, samples=samples)
         if is_training
@@ -249,4 +289,4 @@ def create_loader(
             f"on: --cfg-options data.batch_size={len(dataset) // share.world}, or less"
         )
     prepared = Prepared(dataset, transform, seed, substitute=is_training)
-    return DataLoader(prepared, batch_sampler=batches, persistent_workers=num_workers > 0, **options)
+    return load(prepared, batch_sampler=batches, persistent_workers=num_workers > 0)

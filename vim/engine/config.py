@@ -1,95 +1,25 @@
-"""Configs: mmengine's, with mistakes told in a line."""
+"""Read config files and command-line options as recipes, and write them."""
 
 import argparse
 import pprint
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmengine.config import Config, DictAction
 
 from vim.errors import UserError, describe
+from vim.options import CHECKED, ImageRecipe, Recipe, Section, check, help_text, read
 
-SECTIONS = ("model", "data", "optimizer", "schedule", "train")
-OPTIONAL_SECTIONS = ("mixup", "teacher", "masking")
-# what only vim.engine reads; the other sections go to functions that refuse what they do not know
-KEYS = {
-    "data": (
-        "dataset",
-        "root",
-        "video",
-        "train_options",
-        "val_options",
-        "batch_size",
-        "num_workers",
-        "repeats",
-        "samples",
-        "max_unreadable",
-        "train_transform",
-        "eval_transform",
-    ),
-    "train": (
-        "seed",
-        "amp",
-        "clip_grad",
-        "ema_decay",
-        "smoothing",
-        "accumulate",
-        "grad_checkpointing",
-        "compile",
-        "save_updates",
-        "keep",
-        "max_skipped",
-        "trackers",
-    ),
-}
-
-
-Rule = tuple[Callable[[Any], bool], str]  # whether a value fits, and what was expected
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_share(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and 0 <= value < 1)
-
-
-_COUNT = (lambda value: value is None or _is_whole(value, 1), "a whole number from 1")
-_SWITCH = (lambda value: value in (None, True, False), "True or False")
-VALUES: dict[str, Rule] = {
-    "data.batch_size": (lambda value: _is_whole(value, 1), "a whole number from 1"),
-    "data.num_workers": (lambda value: _is_whole(value, 0), "a whole number from 0"),
-    "schedule.num_epochs": (lambda value: _is_whole(value, 1), "a whole number from 1"),
-    "schedule.warmup_epochs": (lambda value: value is None or _is_whole(value, 0), "a whole number from 0"),
-    "train.seed": (lambda value: _is_whole(value, 0), "a whole number from 0"),
-    "train.amp": (lambda value: value in (None, "no", "bf16", "fp16"), "'no', 'bf16' or 'fp16'"),
-    "train.clip_grad": (
-        lambda value: value is None or (isinstance(value, int | float) and value > 0),
-        "None or a number above 0",
-    ),
-    "data.repeats": _COUNT,
-    "data.samples": _COUNT,
-    "data.max_unreadable": (_is_share, "a number from 0 to below 1"),
-    "train.accumulate": _COUNT,
-    "train.grad_checkpointing": _SWITCH,
-    "train.compile": _SWITCH,
-    "train.save_updates": _COUNT,
-    "train.keep": _COUNT,
-    "train.max_skipped": _COUNT,
-    "train.trackers": (
-        lambda value: value is None or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)),
-        "a list of names",
-    ),
-    "train.ema_decay": (_is_share, "a number from 0 to below 1"),
-    "train.smoothing": (_is_share, "a number from 0 to below 1"),
-}
+R = TypeVar("R", bound=Recipe)
 
 
 class OptionsAction(DictAction):
-    """KEY=VALUE words, as mmengine reads them."""
+    """Parse the words KEY=VALUE as mmengine does."""
 
     def __call__(
         self,
@@ -98,16 +28,16 @@ class OptionsAction(DictAction):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        """Take the words, or refuse the first that is not KEY=VALUE."""
+        """Raise UserError for a word that is not KEY=VALUE."""
         for word in values or ():
             if "=" not in word:
                 raise UserError(f"--cfg-options takes KEY=VALUE, got {word!r}: other arguments go before it")
         super().__call__(parser, namespace, values, option_string)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments every tool that takes a config shares."""
-    parser.add_argument("config", type=Path, help="a file below configs/")
+def add_config_arguments(parser: argparse.ArgumentParser, kind: type[Recipe] = ImageRecipe) -> None:
+    """Add the arguments that every tool with a config shares; `--help-options` lists the options of `kind`."""
+    parser.add_argument("config", type=Path, help="a file below configs/, or FILE.py:ROW for a row of a table")
     parser.add_argument("--work-dir", type=Path, help="where results go (default: work_dirs/ and the config's name)")
     parser.add_argument("--amp", choices=("no", "bf16", "fp16"), help="precision of the matrix products")
     parser.add_argument(
@@ -118,67 +48,84 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change the config, such as schedule.num_epochs=10",
     )
+    parser.add_argument("--help-options", action=_HelpOptions, kind=kind, help="list a config's options, and exit")
 
 
-def load_config(
-    path: Path,
-    options: dict[str, Any] | None = None,
-    *,
-    keys: Mapping[str, Sequence[str]] = KEYS,
-    values: Mapping[str, Rule] = VALUES,
-) -> Config:
-    """Read a config file and merge the options into it.
+def add_run_arguments(parser: argparse.ArgumentParser, kind: type[Recipe] = ImageRecipe) -> None:
+    """Add the arguments of the tools that train."""
+    add_config_arguments(parser, kind)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="resume from a checkpoint, by default the newest readable one of the work dir if there is one",
+    )
+
+
+class _HelpOptions(argparse.Action):
+    """Print the options of a config's sections, and exit."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, kind: type[Recipe], **rest: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **rest)
+        self.kind = kind
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        sys.stdout.write(help_text(self.kind))
+        parser.exit()
+
+
+def recipe_of(arguments: argparse.Namespace, kind: type[R]) -> R:
+    """The recipe that the arguments of :func:`add_config_arguments` name."""
+    amp = {"train.amp": arguments.amp} if arguments.amp else {}
+    return load_recipe(arguments.config, kind, {**arguments.cfg_options, **amp})
+
+
+def load_recipe(path: Path, kind: type[R], options: Mapping[str, object] | None = None) -> R:
+    """Read a config file, or a row of a table of configs, and merge the options into it.
+
+    A table is a config file with a dict `rows`: each row holds the sections, or parts of sections, that distinguish
+    one run, and is merged into the sections that all rows share.
 
     Args:
-        keys, values: what sections may hold, where it is not images that are trained on.
+        path: FILE.py, or FILE.py:ROW.
+        kind: :class:`ImageRecipe` or :class:`SeriesRecipe`.
+        options: such as {"schedule.num_epochs": 10}.
 
     Raises:
-        UserError: the file is missing, not valid Python, or lacks a section; or an option or a value fits nowhere.
+        UserError: the file is missing, not valid Python, or lacks a section; there is no such row; or an option or a
+            value does not fit.
     """
-    if not path.is_file():
-        raise UserError(f"no such config: {path}")
-    try:
-        config = Config.fromfile(str(path), use_environment_variables=False)
-    except Exception as error:  # mmengine raises what the file raises
-        raise UserError(f"cannot read the config {path}: {type(error).__name__}: {error}") from error
-    for option in options or {}:
-        if option.split(".")[0] not in (*SECTIONS, *OPTIONAL_SECTIONS):
-            expected = ", ".join((*SECTIONS, *OPTIONAL_SECTIONS))
-            raise UserError(f"--cfg-options {option}: a config has no such section, only {expected}")
-    try:
-        config.merge_from_dict(options or {})
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"--cfg-options does not fit the config {path}: {error}") from error
-    missing = [section for section in SECTIONS if section not in config]
-    if missing:
-        raise UserError(f"the config {path} lacks {', '.join(missing)}: a config has {', '.join(SECTIONS)}")
-    _check(config, path, keys, values)
-    return config
+    return _recipe(_sections(path, options).to_dict(), kind, f"the config {path}")
 
 
-def write_config(config: Config, path: Path) -> None:
-    """Write a config that :func:`load_config` reads; mmengine's own dump takes seconds to lay it out."""
-    sections = config.to_dict().items()
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a config from which :func:`load_recipe` reads the same recipe, with every default written out."""
+    sections = asdict(recipe).items()
+    # mmengine's own dump takes seconds
     path.write_text("".join(f"{name} = {pprint.pformat(value, width=110)}\n" for name, value in sections))
 
 
-def _check(config: Config, path: Path, allowed: Mapping[str, Sequence[str]], values: Mapping[str, Rule]) -> None:
-    for section in (*SECTIONS, *OPTIONAL_SECTIONS):
-        if not isinstance(config.get(section, {}), dict):
-            raise UserError(f"{section} must be a dict in the config {path}, got {config[section]!r}")
-    for section, keys in allowed.items():
-        for key in config[section]:
-            if key not in keys:
-                raise UserError(f"{section} has no option {key} in the config {path}, only {', '.join(keys)}")
-    for name, (fits, expected) in values.items():
-        section, key = name.split(".")
-        if not fits(config[section].get(key)):
-            raise UserError(f"{name} must be {expected} in the config {path}, got {config[section].get(key)!r}")
+def recipe_name(path: Path) -> str:
+    """The row's name, or the file's name without `.py`."""
+    file, row = _split(path)
+    return row or file.stem
+
+
+def work_dir_of(arguments: argparse.Namespace) -> Path:
+    """The folder for results: `--work-dir`, or by default work_dirs/ and the recipe's name."""
+    return arguments.work_dir or Path("work_dirs") / recipe_name(arguments.config)
 
 
 @contextmanager
 def reading(section: str) -> Iterator[None]:
-    """What is built in here takes its options from that section: what it raises is told as the user's mistake."""
+    """Turn any exception of this block into a UserError that names the config's section."""
     try:
         yield
     except UserError:
@@ -187,6 +134,72 @@ def reading(section: str) -> Iterator[None]:
         raise UserError(f"the config's {section} does not fit: {describe(error)}") from error
 
 
-def work_dir_of(arguments: argparse.Namespace) -> Path:
-    """The folder for results: the one given, or work_dirs/ and the config's name."""
-    return arguments.work_dir or Path("work_dirs") / arguments.config.stem
+def _split(path: Path) -> tuple[Path, str]:
+    """FILE.py:ROW as (FILE.py, ROW); ROW is empty if the path names no row."""
+    file, colon, row = str(path).rpartition(".py:")
+    return (Path(f"{file}.py"), row) if colon else (path, "")
+
+
+def _sections(path: Path, options: Mapping[str, object] | None) -> Config:
+    """Read the file and merge the row and the options into it, without checking any option."""
+    file, row = _split(path)
+    if not file.is_file():
+        raise UserError(f"no such config: {file}")
+    try:
+        config = Config.fromfile(str(file), use_environment_variables=False)
+    except Exception as error:  # mmengine raises what the file raises
+        raise UserError(f"cannot read the config {file}: {type(error).__name__}: {error}") from error
+    _merge_row(config, file, row)
+    names = [section.name for section in fields(ImageRecipe)]
+    for option in options or {}:
+        if option.split(".")[0] not in names:
+            raise UserError(f"--cfg-options {option}: a config has no such section, only {', '.join(names)}")
+    _merge(config, options or {}, f"--cfg-options does not fit the config {path}")
+    # a file may have variables of its own
+    return Config({name: config[name] for name in names if name in config})
+
+
+def _merge(config: Config, changes: Mapping[str, object], problem: str) -> None:
+    try:
+        config.merge_from_dict(dict(changes))
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise UserError(f"{problem}: {error}") from error
+
+
+def _merge_row(config: Config, file: Path, row: str) -> None:
+    """Merge the named row of a table into the sections that all rows share."""
+    rows = config.get("rows", {})
+    if not row and not rows:
+        return
+    if not rows:
+        raise UserError(f"{file} is one config, not a table: leave out :{row}")
+    if row not in rows:
+        problem = f"has no row {row}" if row else f"is a table of configs: name a row, {file}:ROW"
+        closest = sorted(rows, key=lambda name: -SequenceMatcher(None, name, row).ratio())
+        raise UserError(f"{file} {problem}; its rows are {', '.join(closest)}")
+    _merge(config, rows[row], f"the row {row} does not fit the table {file}")
+
+
+def _recipe(sections: Section, kind: type[R], source: str) -> R:
+    """Check the sections and make them a recipe."""
+    required = [section.name for section in fields(kind) if section.default is MISSING]
+    missing = [name for name in required if name not in sections]
+    if missing:
+        raise UserError(f"{source} lacks {', '.join(missing)}: a config has {', '.join(required)}")
+    for name in sections:
+        if name not in [section.name for section in fields(kind)]:
+            raise UserError(f"{source} has {name}, which is for images: a forecast takes none")
+    built: Section = {}
+    for section in fields(kind):
+        values, options = sections.get(section.name), section.type
+        if values is None and section.name not in required:
+            continue
+        if not isinstance(values, dict):
+            raise UserError(f"{section.name} must be a dict in {source}, got {values!r}")
+        if section.name in CHECKED:
+            check(CHECKED[section.name], section.name, values, source)
+        if isinstance(options, type) and is_dataclass(options):
+            built[section.name] = read(options, section.name, values, source)
+        else:
+            built[section.name] = values
+    return kind(**built)

@@ -1,4 +1,4 @@
-"""Files a run writes: whole, or not at all."""
+"""Writing files so that each is complete or absent."""
 
 import csv
 import os
@@ -12,10 +12,10 @@ from vim.errors import UserError
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for results, and those it lies in.
+    """Make a folder for results, and its parents.
 
     Raises:
-        UserError: it cannot be made, or not be written to.
+        UserError: the folder cannot be made or cannot be written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -27,13 +27,13 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A file beside the one wanted, to write: synced and renamed in the end, or gone after a failure.
+    """Yield a temporary path beside `path`: written, synced and renamed at the end, or removed after a failure.
 
     A kill at any time leaves the old file or the new one.
 
     Raises:
         UserError: the path is a folder.
-        OSError: what went wrong with the disk, said of the path wanted.
+        OSError: the disk failed; the error names `path`.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file in it")
@@ -52,7 +52,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def link_whole(source: Path, path: Path) -> None:
-    """Make a second name for a file, or a copy where the file system knows no second names."""
+    """Make a hard link to a file, or a copy if the file system has no hard links."""
     with written_whole(path) as beside:
         beside.unlink(missing_ok=True)
         try:
@@ -62,7 +62,7 @@ def link_whole(source: Path, path: Path) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table anew, under the names in its rows."""
+    """Write a table, replacing the file; the first row's keys are the header."""
     with written_whole(path) as beside, beside.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -70,7 +70,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk before going on."""
+    """Wait until a file, or the names in a folder, are on the disk."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -1,4 +1,4 @@
-"""What can go wrong in a run, and what to do about it."""
+"""What can go wrong in a run, and the advice that its error gives."""
 
 import errno
 import signal
@@ -16,7 +16,7 @@ from vim.errors import UserError, describe, one_line
 
 @contextmanager
 def advice(work_dir: Path) -> Iterator[None]:
-    """Tell what to do about full memory, dead workers and full disks; what was saved is whole either way."""
+    """Turn full memory, dead workers and full disks into a UserError that says what to do. Saves stay whole."""
     resume = f"then go on with --resume from {work_dir}"
     try:
         yield
@@ -25,10 +25,11 @@ def advice(work_dir: Path) -> Iterator[None]:
             "the GPU's memory is full: halve data.batch_size and double train.accumulate, which leaves the recipe as "
             f"it is, or set train.grad_checkpointing=True; {resume}"
         ) from error
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: in the middle of what it handed over
-        told = str(error)
-        if told.startswith("Caught ") or isinstance(error, RuntimeError) and "DataLoader worker" not in told:
-            raise  # the first is what a worker met, and lives
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # ConnectionError, EOFError: the worker died while it sent a batch
+        text = str(error)
+        if text.startswith("Caught ") or isinstance(error, RuntimeError) and "DataLoader worker" not in text:
+            raise  # "Caught ..." is an exception raised inside a worker that is still alive
         raise UserError(
             f"a process that loads images died ({one_line(describe(error))}): lower data.num_workers if memory is "
             f"short; {resume}"
@@ -40,14 +41,14 @@ def advice(work_dir: Path) -> Iterator[None]:
 
 
 class StopRequest:
-    """Whether SIGTERM has come, which a cluster sends some time before it kills."""
+    """Records SIGTERM, which a cluster sends some time before it kills."""
 
     def __init__(self) -> None:
         self.came = False
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Note the signal in here."""
+        """Record the signal within the context instead of ending the process."""
 
         def note(number: int, frame: FrameType | None) -> None:
             self.came = True
@@ -61,7 +62,7 @@ class StopRequest:
 
 @torch.no_grad()
 def first_bad_layer(model: nn.Module, run: Callable[[], Any]) -> str:
-    """The first layer whose output is not finite in a forward pass; else, from the end, whose gradient is not."""
+    """Return the first layer whose output in `run` is not finite; else the last whose gradient is not finite."""
     bad: list[str] = []
 
     def look(name: str) -> Callable[..., None]:

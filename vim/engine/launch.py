@@ -6,17 +6,46 @@ import subprocess
 from collections.abc import MutableMapping
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+
+from vim.data import Share, seed_all
+from vim.errors import UserError
+from vim.options import TrainOptions
+
+
+def launch(options: TrainOptions) -> Accelerator:
+    """Find the other processes of a run, set its precision, and seed the random generators.
+
+    Raises:
+        UserError: float16 on a CPU.
+    """
+    join_processes()
+    accelerator = Accelerator(
+        mixed_precision=options.amp,
+        # not the number of `accelerate launch`, by which accelerate would divide the loss once more
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+    if options.amp == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("train.amp=fp16 is for GPUs: take bf16 or no")
+    seed_all(options.seed)
+    return accelerator
+
+
+def share_of(accelerator: Accelerator) -> Share:
+    """Return which of the processes this is."""
+    return Share(accelerator.process_index, accelerator.num_processes)
 
 
 def join_processes(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Say in the environment what accelerate must know to find the other processes of this run."""
+    """Set the environment variables by which accelerate finds the other processes of this run."""
     _adopt_slurm(environment)
     if int(environment.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
-        environment.setdefault("ACCELERATE_USE_CPU", "true")  # else each process would take itself for the only one
+        environment.setdefault("ACCELERATE_USE_CPU", "true")
 
 
 def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
-    """Give PyTorch the names it expects for what SLURM says, in a job step of several tasks."""
+    """In a SLURM job step of several tasks, set PyTorch's variables from SLURM's."""
     if "RANK" in environment or int(environment.get("SLURM_NTASKS", "1")) < 2 or "SLURM_STEP_ID" not in environment:
         return
     environment["RANK"] = environment["SLURM_PROCID"]

@@ -1,33 +1,38 @@
-"""The checkpoints of a run: saved, found, read, and made into others."""
+"""Checkpoints: saving, finding, reading and converting them."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
 from timm.models import save_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 import vim  # noqa: F401  registers the models
 from vim.checkpoints import adapt, check_fit, read_checkpoint, rename
 from vim.engine.files import link_whole, make_folder, written_whole
 from vim.errors import UserError, describe
+from vim.options import Section
+from vim.typing import OwnModel, VisionModel
+
+State = dict[str, Any]  # of a checkpoint: "model", "meta" and, of a run, "training"
 
 _logger = logging.getLogger(__name__)
 
 
-def save_whole(state: dict[str, Any], path: Path) -> None:
+def save_whole(state: State, path: Path) -> None:
     """Write a checkpoint: a kill at any time leaves the old file or the new one."""
     with written_whole(path) as beside, beside.open("wb") as file:
         torch.save(state, file)
 
 
-def save_last(state: dict[str, Any], folder: Path, keep: int) -> Path:
-    """Save `last.pth`, and keep the `keep - 1` before it as `last.1.pth`, `last.2.pth`, ...
+def save_last(state: State, folder: Path, keep: int) -> Path:
+    """Save `last.pth`, and keep the `keep - 1` saves before it as `last.1.pth`, `last.2.pth`, ...
 
-    At any time there is a whole `last.pth`, once there has been one.
+    After the first save there is a complete `last.pth` at any time.
     """
     names = [folder / "last.pth", *(folder / f"last.{i}.pth" for i in range(1, keep))]
     for newer, older in reversed(list(zip(names[1:-1], names[2:], strict=True))):
@@ -40,94 +45,128 @@ def save_last(state: dict[str, Any], folder: Path, keep: int) -> Path:
 
 
 def _saves(folder: Path) -> list[Path]:
-    """The saves in a folder, the newest first."""
+    """Return the saves in a folder, the newest first."""
     return [path for path in [folder / "last.pth", *(folder / f"last.{i}.pth" for i in range(1, 100))] if path.exists()]
 
 
-def check_unused(folder: Path) -> None:
-    """See that a new run in a folder overwrites no other.
+class Save(NamedTuple):
+    """A checkpoint of a run and the file it was read from."""
+
+    path: Path
+    state: State
+
+
+def choose_save(resume: str | None, folder: Path) -> Save | None:
+    """Return the save that a new process of a run resumes from, if any.
+
+    Args:
+        resume: a checkpoint's path; "auto" for the newest readable save in `folder`, if there is one; None for a new
+            run.
 
     Raises:
-        UserError: it would.
+        UserError: the new run would overwrite another one in `folder`, or the save cannot be read.
     """
-    if _saves(folder):
+    if resume == "auto":
+        return find_last(folder)
+    overwrites = resume is None or Path(resume).resolve().parent != folder.resolve()
+    if overwrites and _saves(folder):
         raise UserError(f"{folder} holds a run: go on with it by --resume, or name another folder by --work-dir")
+    return None if resume is None else Save(Path(resume), read_run(Path(resume)))
 
 
-def find_last(folder: Path) -> Path | None:
-    """The newest readable of the saves in a folder; None if there is none.
+def find_last(folder: Path) -> Save | None:
+    """Return the newest readable save in a folder, None if there is none.
 
     Raises:
-        UserError: there are some, and none can be read.
+        UserError: there are saves, and none can be read.
     """
     problems = []
     for path in _saves(folder):
         try:
-            read_trained(path)
+            return Save(path, read_run(path))
         except UserError as error:
             problems.append(error)
             _logger.warning("%s: trying the one before", error)
-            continue
-        return path
     if problems:
         raise problems[0]
     return None
 
 
-def read_trained(path: Path) -> dict[str, Any]:
-    """Read what :class:`vim.engine.Trainer` saved; nothing in the file is executed.
+def read_run(path: Path) -> State:
+    """Read what :class:`vim.engine.loop.Loop` saved; nothing in the file is executed.
 
     Raises:
         UserError: the file is missing, damaged, or not such a checkpoint.
     """
     state = read_checkpoint(path)
-    if not {"model", "meta"} <= state.keys():
+    if not {"model", "meta"} <= state.keys() or not isinstance(state["meta"], dict):
         raise UserError(
             f"{path} is not a checkpoint of tools/train.py: it lacks 'model' or 'meta' "
             "(published weights: tools/predict.py with --model NAME)"
         )
-    if not isinstance(state["meta"], dict) or not {"model", "classes", "eval_transform"} <= state["meta"].keys():
+    return state
+
+
+def read_trained(path: Path) -> State:
+    """Read a checkpoint of a classifier; see :func:`read_run`.
+
+    Raises:
+        UserError: the file is missing, damaged, or not such a checkpoint.
+    """
+    state = read_run(path)
+    if not {"model", "classes", "eval_transform"} <= state["meta"].keys():
         raise UserError(f"{path} is not a checkpoint of tools/train.py: it does not say what model it is of")
     return state
 
 
-def load_weights(model: nn.Module, weights: dict[str, Any], source: Path) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
     """Load a state dict into a model of the same architecture.
 
     Raises:
-        UserError: a tensor is missing, left over, of another shape or not finite; the first is named.
+        UserError: a tensor is missing, unexpected, of another shape or not finite; the error names the first.
     """
     check_fit(weights, model, source)
     model.load_state_dict(weights)
 
 
-def load_published(name: str, path: Path, *, use_ema: bool = False) -> nn.Module:
-    """A model with weights from a file of the published layout and as many classes as they, in evaluation mode.
+def load_published(name: str, path: Path, *, use_ema: bool = False) -> VisionModel:
+    """Return a model with published weights and their number of classes, in evaluation mode.
 
     Args:
-        use_ema: the running average of the weights.
+        use_ema: load the running average of the weights.
 
     Raises:
-        UserError: no such model here, no such file, or the weights are not the model's.
+        UserError: no such model, no such file, or the weights do not fit the model.
     """
     checkpoint = read_checkpoint(path)
-    head = rename(checkpoint, path, use_ema=use_ema).get("head.weight")
-    try:
-        model = timm.create_model(name, num_classes=0 if head is None else len(head))
-    except Exception as error:  # a model raises many kinds
-        raise UserError(f"cannot build {name}: {describe(error)}") from error
-    if not type(model).__module__.startswith("vim."):
-        raise UserError(f"{name} is timm's: expected a model of this package, such as vim_tiny")
+    model = create_own(name)
+    head = rename(checkpoint, model, path, use_ema=use_ema).get("head.weight")
+    model.reset_classifier(0 if head is None else len(head))
     model.load_state_dict(adapt(checkpoint, model, path, use_ema=use_ema))
     return model.eval()
 
 
-def save_for_timm(model: nn.Module, folder: Path, classes: list[str] | None, transform: dict[str, Any]) -> None:
+def create_own(name: str, **options: Any) -> OwnModel:
+    """Return the model of this package that timm knows by a name.
+
+    Raises:
+        UserError: no such model, or a model of timm's own.
+    """
+    try:
+        model = timm.create_model(name, **options)
+    except Exception as error:  # timm and the models raise many kinds
+        raise UserError(f"cannot build {name}: {describe(error)}") from error
+    if not type(model).__module__.startswith("vim."):
+        raise UserError(f"{name} is timm's: expected a model of this package, such as vim_tiny")
+    return cast(OwnModel, model)
+
+
+def save_for_timm(model: nn.Module, folder: Path, classes: list[str] | None, transform: Section) -> None:
     """Write model.safetensors and config.json, which `timm.create_model("local-dir:FOLDER", pretrained=True)` reads.
 
     Args:
-        classes: their names, in the order of the model's outputs.
-        transform: what of the evaluation transform differs from the model's own.
+        classes: names in the order of the model's outputs.
+        transform: options of the evaluation transform that differ from the model's.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -140,8 +179,8 @@ def save_for_timm(model: nn.Module, folder: Path, classes: list[str] | None, tra
             path.replace(folder / path.name)
 
 
-def load_trained(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The model a checkpoint was trained as, in evaluation mode, and what the checkpoint says of it.
+def load_trained(path: Path) -> tuple[VisionModel, State]:
+    """Return the model of a checkpoint, in evaluation mode, and the checkpoint.
 
     Raises:
         UserError: the checkpoint cannot be read, or names a model that does not exist or fit.
@@ -152,4 +191,4 @@ def load_trained(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     except Exception as error:  # a model raises many kinds
         raise UserError(f"{path} names a model that cannot be built: {describe(error)}") from error
     load_weights(model, state["model"], path)
-    return model.eval(), state["meta"]
+    return cast(VisionModel, model.eval()), state

@@ -1,43 +1,48 @@
 """Tokens in, tokens out: what the families are built from."""
 
-from .backbone import MambaBackbone
+from .backbone import MambaBackbone, MixerOptions
 from .block import MambaBlock
-from .features import FeatureGetter
+from .channel_mixer import SelectiveChannelMixer
+from .checks import check_choice, check_counts, check_stages
+from .contract import FeatureGetter, TimmModel, update_model_args
+from .factory import Factory
 from .mamba import Directions, Init, MambaMixer, MixerState
-from .norm import RMSNorm, residual_dtype
-from .patch_embed import PatchEmbed
+from .norm import ResidualNorm, RMSNorm, residual_dtype
+from .patch_embed import PaddedPatchEmbed, PatchEmbed
 from .position import (
     NUM_CLASS_TOKENS,
     ClassToken,
+    find_table,
     insert_class_tokens,
     resize_position_table,
     resize_temporal_table,
     split_class_tokens,
 )
+from .s6 import S6, SelectFrom
 from .scan_paths import SCAN_ORDERS, ScanOrder, cross_merge, cross_scan, spatiotemporal_paths
-from .selective_mixers import (
-    S6,
-    SelectFrom,
-    SelectiveChannelMixer,
-    SelectiveSequenceMixer,
-    SelectiveTokenMixer,
-)
-from .weighted_averaging import AVERAGING, MambaMixerLayer, ResidualMixer, ResidualNorm
+from .selective_mixers import SelectiveSequenceMixer, SelectiveTokenMixer
+from .stages import Downsample, Stage, StagedBackbone
+from .weighted_averaging import NOT_DECAYED, MambaMixerLayer, MambaMixerStack, ResidualMixer
 
 __all__ = [
-    "AVERAGING",
+    "NOT_DECAYED",
     "NUM_CLASS_TOKENS",
     "S6",
     "SCAN_ORDERS",
     "ClassToken",
     "Directions",
+    "Downsample",
+    "Factory",
     "FeatureGetter",
     "Init",
     "MambaBackbone",
     "MambaBlock",
     "MambaMixer",
     "MambaMixerLayer",
+    "MambaMixerStack",
+    "MixerOptions",
     "MixerState",
+    "PaddedPatchEmbed",
     "PatchEmbed",
     "RMSNorm",
     "ResidualMixer",
@@ -47,12 +52,20 @@ __all__ = [
     "SelectiveChannelMixer",
     "SelectiveSequenceMixer",
     "SelectiveTokenMixer",
+    "Stage",
+    "StagedBackbone",
+    "TimmModel",
+    "check_choice",
+    "check_counts",
+    "check_stages",
     "cross_merge",
     "cross_scan",
+    "find_table",
     "insert_class_tokens",
     "residual_dtype",
     "resize_position_table",
     "resize_temporal_table",
     "spatiotemporal_paths",
     "split_class_tokens",
+    "update_model_args",
 ]

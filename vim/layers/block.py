@@ -10,8 +10,8 @@ from .norm import RMSNorm
 class MambaBlock(nn.Module):
     """``x + drop_path(mixer(norm(x)))``.
 
-    The published code adds first and normalises next, and drops the branch one block later: the same sums, and the
-    branch of block j is dropped with the j-th of the rates either way.
+    The published code adds the previous block's branch first, then normalises. The sums are the same, and either way
+    the branch of block j is dropped at the j-th rate.
     """
 
     def __init__(self, norm: RMSNorm, mixer: MambaMixer, *, drop_path: float = 0.0) -> None:
@@ -21,10 +21,14 @@ class MambaBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, residual: Tensor, paths: Tensor | None = None) -> Tensor:
-        """Map (b, l, d), float32, to the same; `paths` are the mixer's."""
+        """Map (b, l, d), float32, to the same.
+
+        Args:
+            paths: the orders of the scans; see :meth:`MambaMixer.forward`.
+        """
         return residual + self.drop_path(self.mixer(self.norm(residual), paths))
 
     def step(self, residual: Tensor, state: MixerState | None) -> tuple[Tensor, MixerState]:
-        """Map the next tokens of a sequence, (b, l, d), float32, to the same; see :meth:`MambaMixer.step`."""
+        """Map the next tokens of a sequence, (b, l, d), float32, to the same shape; see :meth:`MambaMixer.step`."""
         mixed, state = self.mixer.step(self.norm(residual), state)
         return residual + self.drop_path(mixed), state

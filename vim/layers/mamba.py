@@ -1,11 +1,11 @@
 """The Mamba (S6) mixer in one direction or two.
 
 Source: https://arxiv.org/abs/2312.00752 (Mamba), https://arxiv.org/abs/2401.09417 (its two directions).
-Sizes: b images, l tokens, d channels, e inner channels, n states, r the rank of the step size, k directions.
+Sizes: b images, l tokens, d channels, e inner channels, n states, r the rank of the step size; k directions scan, and c
+of them have a convolution and projections of their own.
 """
 
-import math
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 import vim.kernels  # noqa: F401  registers the ops
 
+from .checks import check_choice
+from .factory import Factory
 from .norm import residual_dtype
+from .s6 import reset_projections, reset_states, reset_steps, step_rank
 
 Directions = Literal["none", "v1", "v2"]
 Init = Literal["published", "corrected"]
-# what a sequence leaves behind: the convolution's last inputs, (b, taps - 1, e), and the scan's state, (b, 1, e, n)
+# what the next tokens of a sequence need: the convolution's last inputs, (b, taps - 1, e), and the state, (b, 1, e, n)
 MixerState = tuple[Tensor, Tensor]
 
 
@@ -25,19 +28,22 @@ class MambaMixer(nn.Module):
     """Project in, convolve, scan, gate, project out; parameters under the published names.
 
     Args:
-        d_model, d_state, d_conv, expand, dt_rank: d, n, the taps, e / d, and r (by default d / 16, rounded up).
-        directions: "none" scans forwards. "v1" also scans the same convolved tokens backwards, with an `A_b_log` of
-            its own. "v2", every published Vim and VideoMamba, also convolves backwards and has a second set of
-            everything but the projections in and out.
-        combine: "sum" or "mean" of the directions, before the gate. Vim's published weights want the mean, VideoMamba's
-            the sum; "v1" only ever sums. By default the mean for "v2".
-        init: "published" zeroes the bias of the backward step size, as Vim's training code did by oversight: its
-            backward direction starts with steps of about 0.69 where the forward one has 0.001 to 0.1. "corrected"
-            starts both alike.
-        depth: how many mixers the model has; the output projection starts at 1 / sqrt(depth) of its usual size.
+        d_model: d.
+        d_state: n.
+        d_conv: taps of the convolution.
+        expand: e / d.
+        directions: "none" scans forwards. "v1" also scans the same convolved tokens backwards, with its own
+            `A_b_log`. "v2", as every published Vim and VideoMamba, also convolves backwards and has a second set of
+            all parameters but the projections in and out.
+        combine: "sum" or "mean" of the directions, before the gate; the default is the mean for "v2" and the sum for
+            the others. Vim's published weights need the mean, VideoMamba's the sum. "v1" takes the sum only.
+        init: "published" sets the bias of the backward step size to zero, as Vim's training code did by oversight: the
+            backward direction starts with steps of about 0.69, the forward one with 0.001 to 0.1. "corrected" starts
+            both alike.
+        depth: the number of mixers in the model; the output projection starts at 1 / sqrt(depth) of its usual size.
 
     Raises:
-        ValueError: "v1" with "mean", or a name that is not one of the above.
+        ValueError: "v1" with "mean", or a name that is none of the above.
     """
 
     def __init__(
@@ -47,7 +53,6 @@ class MambaMixer(nn.Module):
         d_state: int = 16,
         d_conv: int = 4,
         expand: int = 2,
-        dt_rank: int | None = None,
         directions: Directions = "v2",
         combine: Literal["sum", "mean"] | None = None,
         init: Init = "published",
@@ -56,31 +61,27 @@ class MambaMixer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if combine is None:
-            combine = "mean" if directions == "v2" else "sum"
-        if directions not in ("none", "v1", "v2") or combine not in ("sum", "mean"):
-            raise ValueError(
-                f"directions must be 'none', 'v1' or 'v2', combine 'sum' or 'mean', got {directions!r}, {combine!r}"
-            )
+        combine = combine or ("mean" if directions == "v2" else "sum")
+        check_choice("directions", directions, get_args(Directions))
+        check_choice("combine", combine, ("sum", "mean"))
+        check_choice("init", init, get_args(Init))
         if directions == "v1" and combine == "mean":
             raise ValueError("directions='v1' only ever sums: set combine='sum'")
-        if init not in ("published", "corrected"):
-            raise ValueError(f"init must be 'published' or 'corrected', got {init!r}")
         self.d_model, self.d_state, self.d_conv, self.d_inner = d_model, d_state, d_conv, expand * d_model
-        self.dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
+        self.dt_rank = step_rank(d_model)
         self.directions, self.combine, self.init, self.depth = directions, combine, init, depth
-        self.convolved = [False, True] if directions == "v2" else [False]  # reversed or not, each with its parameters
-        self.scanned = [False] if directions == "none" else [False, True]
+        self.convolved = [False, True] if directions == "v2" else [False]  # c: whether each convolution is reversed
+        self.scanned = [False] if directions == "none" else [False, True]  # k: whether each scan is reversed
 
         e, n, r = self.d_inner, d_state, self.dt_rank
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: Factory = {"device": device, "dtype": dtype}
         self.in_proj = nn.Linear(d_model, 2 * e, bias=False, **dd)
         self.conv1d = nn.Conv1d(e, e, d_conv, groups=e, **dd)
         self.x_proj = nn.Linear(e, r + 2 * n, bias=False, **dd)
         self.dt_proj = nn.Linear(r, e, **dd)
         self.A_log = nn.Parameter(torch.empty(e, n, **dd))
         self.D = nn.Parameter(torch.empty(e, **dd))
-        # TorchScript leaves out what hangs on an attribute that is None
+        # None and not left out: TorchScript drops the branches of an attribute that is None
         both, twice = directions != "none", directions == "v2"
         self.A_b_log = nn.Parameter(torch.empty(e, n, **dd)) if both else None
         self.conv1d_b = nn.Conv1d(e, e, d_conv, groups=e, **dd) if twice else None
@@ -92,37 +93,26 @@ class MambaMixer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew."""
-        for module in self.children():
-            module.reset_parameters()  # type: ignore[operator]
-        with torch.no_grad():
-            for A_log in (self.A_log, self.A_b_log):
-                if A_log is not None:  # S4D-real: A = -1 ... -n
-                    A_log.copy_(torch.arange(1, self.d_state + 1, device=A_log.device).log().expand_as(A_log))
-            for D in (self.D, self.D_b):
-                if D is not None:
-                    nn.init.ones_(D)
-            self._reset_dt_bias(self.dt_proj.bias)
-            if self.dt_proj_b is not None:
-                if self.init == "published":
-                    nn.init.zeros_(self.dt_proj_b.bias)
-                else:
-                    self._reset_dt_bias(self.dt_proj_b.bias)
-            # kaiming_uniform(a=sqrt(5)) divided by the root of the number of branches added to the residual
-            self.out_proj.weight /= math.sqrt(self.depth)
-
-    @staticmethod
-    def _reset_dt_bias(bias: Tensor) -> None:
-        """softplus(bias) log-uniform in [0.001, 0.1]."""
-        low, high = math.log(1e-3), math.log(1e-1)
-        dt = torch.empty_like(bias, dtype=torch.float32).uniform_(low, high).exp_().clamp_(min=1e-4)
-        bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        reset_projections(self, self.depth)
+        for A_log in (self.A_log, self.A_b_log):
+            if A_log is not None:
+                reset_states(A_log)
+        for D in (self.D, self.D_b):
+            if D is not None:
+                nn.init.ones_(D)
+        reset_steps(self.dt_proj.bias)
+        if self.dt_proj_b is not None:
+            if self.init == "published":
+                nn.init.zeros_(self.dt_proj_b.bias)
+            else:
+                reset_steps(self.dt_proj_b.bias)
 
     def forward(self, x: Tensor, paths: Tensor | None = None) -> Tensor:
         """Map (b, l, d) to (b, l, d).
 
         Args:
-            paths: (k, l), the tokens' indices in the order of each scan: one for each direction, or as many more for
-                them all to scan again with the same parameters. By default every scan takes the tokens as they come.
+            paths: (k, l), for each scan the tokens' indices in its order; or (2k, l), with which each direction scans
+                twice with the same parameters. By default every scan takes the tokens in their order.
         """
         h, z = self.in_proj(x).chunk(2, dim=-1)  # (b, l, e) each
         c = len(self.convolved)
@@ -131,7 +121,7 @@ class MambaMixer(nn.Module):
             y, _ = self._scan(h, z.unsqueeze(1), None, self.combine, False)
             return self.out_proj(y.squeeze(1))
         b, k = x.shape[0], paths.shape[0]
-        h = h[:, paths].reshape(b * (k // c), c, x.shape[1], self.d_inner)  # a further scan is a further image
+        h = h[:, paths].reshape(b * (k // c), c, x.shape[1], self.d_inner)  # a direction's second scan: a second image
         y, _ = self._scan(h, None, None, "none", False)
         back = paths.argsort(dim=1).unsqueeze(0).unsqueeze(-1)  # (1, k, l, 1)
         y = y.reshape(b, k, x.shape[1], self.d_inner)
@@ -140,13 +130,16 @@ class MambaMixer(nn.Module):
         return self.out_proj(y * F.silu(z))
 
     def step(self, x: Tensor, state: MixerState | None) -> tuple[Tensor, MixerState]:
-        """Map the next tokens of a sequence, (b, l, d), to what :meth:`forward` gives for them in the whole of it.
+        """Map the next tokens of a sequence, (b, l, d), to the outputs that :meth:`forward` has for them.
 
         Args:
-            state: what the tokens before have left; None at the start.
+            state: the state that the step before returned; None at the start of the sequence.
+
+        Returns:
+            (b, l, d), and the state for the next step.
 
         Raises:
-            ValueError: there is a backward direction, which begins at the sequence's end.
+            ValueError: the mixer has a backward direction, which starts at the sequence's end.
         """
         if self.directions != "none":
             raise ValueError(f"only directions='none' goes on step by step, got {self.directions!r}")
@@ -162,27 +155,12 @@ class MambaMixer(nn.Module):
         """Convolve and scan h, (b, c, l, e). In a step, h starts with the convolution's last inputs."""
         e, n, r = self.d_inner, self.d_state, self.dt_rank
         c, k = len(self.convolved), len(self.scanned)
-        conv, dt_proj, A_log = (
-            self.conv1d.weight.unsqueeze(0),
-            self.dt_proj.weight.unsqueeze(0),
-            self.A_log.unsqueeze(0),
-        )
-        conv_bias = self.conv1d.bias
-        assert conv_bias is not None  # nn.Conv1d declares it optional
-        vectors = [conv_bias, self.dt_proj.bias, self.D]
-        if self.A_b_log is not None:
-            A_log = torch.stack([self.A_log, self.A_b_log])
-        if self.conv1d_b is not None and self.dt_proj_b is not None and self.D_b is not None:
-            conv = torch.stack([self.conv1d.weight, self.conv1d_b.weight])
-            dt_proj = torch.stack([self.dt_proj.weight, self.dt_proj_b.weight])
-            conv_bias = self.conv1d_b.bias
-            assert conv_bias is not None
-            vectors += [conv_bias, self.dt_proj_b.bias, self.D_b]
-        conv_bias, dt_bias, D = torch.stack(vectors).view(c, 3, e).unbind(1)  # (c, e) each
-
-        u = torch.ops.vim.causal_conv1d(h, conv.squeeze(2), conv_bias, True, self.convolved, "auto")
+        conv, conv_bias, dt_proj, dt_bias, A_log, D = self._stack_directions()
+        u = torch.ops.vim.causal_conv1d(h, conv, conv_bias, reverse=self.convolved)
         if step:
             u = u[:, :, self.d_conv - 1 :]
+
+        # steps, B and C of each token
         b, _, l, _ = u.shape
         rows = u.unbind(1)
         projected = [self.x_proj(rows[0])]
@@ -199,5 +177,33 @@ class MambaMixer(nn.Module):
         dtype = residual_dtype(h)
         A, D, dt_bias = torch.exp(A_log.to(dtype)).neg(), D.to(dtype), dt_bias.to(dtype)
         return torch.ops.vim.selective_scan(
-            u, delta, A, B, C, D, z, dt_bias, state, True, self.scanned, combine, step, "auto"
+            *(u, delta, A, B, C),
+            D=D,
+            z=z,
+            delta_bias=dt_bias,
+            initial_state=state,
+            reverse=self.scanned,
+            delta_softplus=True,
+            combine=combine,
+            return_last_state=step,
         )
+
+    def _stack_directions(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the weights and biases of the convolution and the steps, A_log and D, with the directions first.
+
+        A_log has k directions, the others c.
+        """
+        conv, dt_proj = self.conv1d.weight.unsqueeze(0), self.dt_proj.weight.unsqueeze(0)
+        conv_bias, A_log = self.conv1d.bias, self.A_log.unsqueeze(0)
+        assert conv_bias is not None  # nn.Conv1d declares it optional
+        vectors = [conv_bias, self.dt_proj.bias, self.D]
+        if self.A_b_log is not None:
+            A_log = torch.stack([self.A_log, self.A_b_log])
+        if self.conv1d_b is not None and self.dt_proj_b is not None and self.D_b is not None:
+            conv = torch.stack([self.conv1d.weight, self.conv1d_b.weight])
+            dt_proj = torch.stack([self.dt_proj.weight, self.dt_proj_b.weight])
+            conv_bias = self.conv1d_b.bias
+            assert conv_bias is not None
+            vectors += [conv_bias, self.dt_proj_b.bias, self.D_b]
+        conv_bias, dt_bias, D = torch.stack(vectors).view(-1, 3, self.d_inner).unbind(1)  # (c, e) each
+        return conv.squeeze(2), conv_bias, dt_proj, dt_bias, A_log, D

@@ -1,6 +1,7 @@
-"""Root-mean-square normalisation of a float32 residual stream."""
+"""Norms of a float32 residual stream."""
 
 import torch
+import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
@@ -9,7 +10,10 @@ import vim.kernels  # noqa: F401  registers the ops
 
 @register_notrace_function
 def residual_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of the residual stream: float32, or float64 in a float64 model. In 16 bits Vim's diverges."""
+    """Return the dtype of the residual stream: float32, or float64 in a float64 model.
+
+    Vim's residual stream diverges in 16-bit precision.
+    """
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -33,8 +37,19 @@ class RMSNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Set the weight to 1."""
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.ops.vim.rms_norm(x, self.weight.to(x.dtype), self.eps, "auto")
+        """Map (..., dim) to the same."""
+        y = torch.ops.vim.rms_norm(x, self.weight.to(x.dtype), eps=self.eps)
+        return y.to(self.weight.dtype)
+
+
+class ResidualNorm(nn.LayerNorm):
+    """Layer normalisation, computed in the dtype of x and returned in that of the weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., dim) to the same."""
+        y = F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
         return y.to(self.weight.dtype)

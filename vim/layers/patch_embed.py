@@ -1,13 +1,18 @@
 """Images to patches, clips to tubelets."""
 
+from typing import Unpack
+
 import torch
+import torch.nn.functional as F
 from timm.layers import register_notrace_function, to_2tuple
 from torch import Tensor, nn
+
+from .factory import Factory
 
 
 @register_notrace_function
 def as_frames(image: Tensor, frames: bool) -> Tensor:
-    """An image is a clip of one frame: (b, c, t, h, w) if `frames`, else (b, c, h, w), from either."""
+    """Return (b, c, t, h, w) if `frames`, otherwise (b, c, h, w), from either: an image is a clip of one frame."""
     if frames and image.dim() == 4:
         return image.unsqueeze(2)
     if not frames and image.dim() == 5:
@@ -15,19 +20,39 @@ def as_frames(image: Tensor, frames: bool) -> Tensor:
     return image
 
 
+@register_notrace_function
+def pad_image(image: Tensor, multiple: int) -> Tensor:
+    """Pad (b, c, h, w) with zeros on the right and below, until h and w are multiples."""
+    down, right = -image.shape[2] % multiple, -image.shape[3] % multiple
+    return F.pad(image, (0, right, 0, down)) if down + right > 0 else image
+
+
+class PaddedPatchEmbed(nn.Module):
+    """A convolution over patches of an image of any size, which is padded with zeros to whole patches."""
+
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int, **dd: Unpack[Factory]) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, **dd)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (b, c, h, w) to (b, rows, columns, d), rounded up."""
+        return self.proj(pad_image(image, self.patch_size)).movedim(1, -1)
+
+
 class PatchEmbed(nn.Module):
     """A convolution over patches that may overlap; in a clip, over tubelets, which are patches through some frames.
 
     Args:
         img_size: height and width in pixels.
-        stride: pixels between neighbouring patches; below `patch_size` they overlap. By default the patch size.
-        num_frames: how many a clip has, for a position table of that length; None for images. An image is taken as a
-            clip of one frame, and the reverse.
-        tubelet_size: the frames of a tubelet, which overlaps no other in time.
-        dynamic_img_size: take images of any size a patch fits in, not of `img_size` only.
+        stride: pixels between neighbouring patches; below `patch_size` they overlap. Default: the patch size.
+        num_frames: frames of a clip; None for images. A model of clips takes an image as a clip of one frame, and the
+            reverse.
+        tubelet_size: frames of a tubelet; tubelets do not overlap in time.
+        dynamic_img_size: take images of any size a patch fits in, instead of `img_size` only.
 
     Raises:
-        ValueError: a patch does not fit in, or tubelets do not make up the frames.
+        ValueError: a patch does not fit in, or the frames are no multiple of the tubelets.
     """
 
     def __init__(
@@ -63,7 +88,7 @@ class PatchEmbed(nn.Module):
         """Take images of another size from now on, or clips of another size and length.
 
         Raises:
-            ValueError: a patch does not fit in, or tubelets do not make up the frames.
+            ValueError: a patch does not fit in, or the frames are no multiple of the tubelets.
         """
         size: tuple[int, int] = to_2tuple(img_size)
         if min(size[0] - self.patch_size[0], size[1] - self.patch_size[1]) < 0:
@@ -78,7 +103,7 @@ class PatchEmbed(nn.Module):
         self.num_tubelets = 1 if num_frames is None else num_frames // self.tubelet_size
 
     def feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches in an image of that height and width."""
+        """Return the rows and columns of patches in an image of `img_size`, its height and width."""
         rows = (img_size[0] - self.patch_size[0]) // self.stride[0] + 1
         return rows, (img_size[1] - self.patch_size[1]) // self.stride[1] + 1
 

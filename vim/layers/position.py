@@ -1,4 +1,4 @@
-"""Class tokens and the position tables: where they sit in a sequence, and how the tables take another grid."""
+"""Class tokens and position tables: their places in a sequence, and tables resized to another grid."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ NUM_CLASS_TOKENS = {"middle": 1, "first": 1, "ends": 2, "none": 0}
 
 
 def insert_class_tokens(patches: Tensor, tokens: Tensor, class_token: str) -> Tensor:
-    """Put class tokens, (b, 0 to 2, d), into a sequence of patches, (b, l, d): the middle is before patch l // 2."""
+    """Put class tokens (b, 0 to 2, d) into a sequence of patches (b, l, d); "middle" is before patch l // 2."""
     if class_token == "middle":
         middle = patches.shape[1] // 2
         return torch.cat([patches[:, :middle], tokens, patches[:, middle:]], dim=1)
@@ -23,7 +23,7 @@ def insert_class_tokens(patches: Tensor, tokens: Tensor, class_token: str) -> Te
 
 
 def split_class_tokens(sequence: Tensor, class_token: str) -> tuple[Tensor, Tensor]:
-    """Undo :func:`insert_class_tokens`: the patches, (b, l, d), and the class tokens, (b, 0 to 2, d)."""
+    """Undo :func:`insert_class_tokens`: return the patches (b, l, d) and the class tokens (b, 0 to 2, d)."""
     if class_token == "middle":
         middle = (sequence.shape[1] - 1) // 2
         patches = torch.cat([sequence[:, :middle], sequence[:, middle + 1 :]], dim=1)
@@ -38,10 +38,10 @@ def split_class_tokens(sequence: Tensor, class_token: str) -> tuple[Tensor, Tens
 def resize_position_table(
     table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], class_token: str
 ) -> Tensor:
-    """Resize a table, (1, l, d), to another grid: the patches bicubic in float32, the class tokens' rows as they are.
+    """Resize a table (1, l, d) to another grid: rows of patches bicubically in float32, rows of class tokens unchanged.
 
-    The published Vim code takes the first row for the class token's wherever the token is: with one in the middle,
-    half of the patches shift by one and the token's row lands among them.
+    The published Vim code takes the first row for the class token's. For a token in the middle, that shifts half of the
+    patches by one and mixes the token's row into them.
     """
     if old_grid[0] == new_grid[0] and old_grid[1] == new_grid[1]:
         return table
@@ -52,8 +52,16 @@ def resize_position_table(
 
 
 def resize_temporal_table(table: Tensor, num_tubelets: int) -> Tensor:
-    """Resize a table, (1, t, d), to another number of tubelets: linear, in float32."""
+    """Resize a table (1, t, d) to another number of tubelets, linearly in float32."""
     if table.shape[1] == num_tubelets:
         return table
     resized = F.interpolate(table.transpose(1, 2).float(), size=num_tubelets, mode="linear", align_corners=False)
-    return resized.transpose(1, 2).to(table.dtype).contiguous()  # safetensors wants it so
+    return resized.transpose(1, 2).to(table.dtype).contiguous()  # safetensors saves contiguous tensors only
+
+
+def find_table(weights: dict[str, Tensor], name: str, width: int) -> Tensor | None:
+    """Return the tensor of that name if it is a table (1, l, width) with at least one row, otherwise None."""
+    table = weights.get(name)
+    if table is None or table.dim() != 3 or (table.shape[0], table.shape[2]) != (1, width) or not table.shape[1]:
+        return None
+    return table

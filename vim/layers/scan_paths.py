@@ -1,7 +1,7 @@
 """The orders in which scans visit the tokens of a clip or an image.
 
-Sources: https://arxiv.org/abs/2403.06977 (VideoMamba), which finds "spatial_first" to be the best;
-https://arxiv.org/abs/2401.10166 (VMamba's cross-scan of images).
+Sources: https://arxiv.org/abs/2403.06977 (VideoMamba), which finds "spatial_first" best; https://arxiv.org/abs/2401.10166
+(VMamba's cross-scan of images).
 """
 
 from typing import Literal, get_args
@@ -18,11 +18,14 @@ SCAN_ORDERS = get_args(ScanOrder)
 def spatiotemporal_paths(
     num_tubelets: int, num_patches: int, num_prefix_tokens: int, both: bool, device: torch.device
 ) -> Tensor:
-    """For each direction the tokens' indices in the order of its scan, (2, l), or (4, l) if `both`.
+    """Return the tokens' indices in the order of each scan, (2, l), or (4, l) if `both`.
 
-    The tokens are in spatial-first order: prefix tokens, all patches of the first tubelet, all of the second. The
-    directions alternate, forwards and backwards. The first two scan spatial-first and temporal-first, all times of the
-    first patch, then of the second; if `both`, two scan in the one order and two in the other.
+    The tokens of the sequence are in spatial-first order: prefix tokens, all patches of the first tubelet, all of the
+    second. Temporal-first order is all times of the first patch, then of the second.
+
+    Args:
+        both: False returns spatial-first for the forward direction and temporal-first for the backward one; True
+            returns each order for both directions: spatial-first twice, then temporal-first twice.
     """
     l = num_prefix_tokens + num_tubelets * num_patches
     spatial = torch.arange(l, device=device)
@@ -32,14 +35,14 @@ def spatiotemporal_paths(
 
 
 def cross_scan(by_rows: Tensor, by_columns: Tensor) -> Tensor:
-    """Two maps, (b, rows, columns, d), in sequences beside each other, (b, l, 2d).
+    """Flatten two maps (b, rows, columns, d) to sequences, concatenated along the channels: (b, l, 2d).
 
-    The first is read row by row, the second column by column; backwards, a scan reads both from their ends.
+    The first map is read row by row, the second column by column. A backward scan reads both from their ends.
     """
     return torch.cat([by_rows.flatten(1, 2), by_columns.transpose(1, 2).flatten(1, 2)], dim=-1)
 
 
 def cross_merge(sequences: Tensor, rows: int, columns: int) -> Tensor:
-    """Undo :func:`cross_scan`, and add the two maps up: (b, l, 2d) to (b, rows, columns, d)."""
+    """Undo :func:`cross_scan` and sum the two maps: (b, l, 2d) to (b, rows, columns, d)."""
     by_rows, by_columns = sequences.chunk(2, dim=-1)
     return by_rows.unflatten(1, (rows, columns)) + by_columns.unflatten(1, (columns, rows)).transpose(1, 2)

@@ -1,7 +1,7 @@
-"""ImageNet-1k, augmented as for DeiT (https://arxiv.org/abs/2012.12877): what Vim's authors use.
+"""ImageNet-1k with DeiT's augmentation (https://arxiv.org/abs/2012.12877), which Vim's authors use.
 
-Each image of an epoch comes three times in it, and the epoch is no longer for that. As in timm, RandAugment takes the
-place of colour jitter.
+With repeated augmentation an epoch has each of its images three times and keeps its length. As in timm, RandAugment
+replaces colour jitter.
 """
 
 _base_ = ["../datasets/in1k.py"]

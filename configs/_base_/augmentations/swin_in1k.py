@@ -1,6 +1,6 @@
-"""ImageNet-1k, augmented as for Swin (https://arxiv.org/abs/2103.14030): what VMamba's and MambaMixer's papers name.
+"""ImageNet-1k with Swin's augmentation (https://arxiv.org/abs/2103.14030), which MambaMixer's and VMamba's papers name.
 
-As in timm, RandAugment takes the place of colour jitter.
+As in timm, RandAugment replaces colour jitter.
 """
 
 _base_ = ["../datasets/in1k.py"]

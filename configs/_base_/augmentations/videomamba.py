@@ -1,4 +1,7 @@
-"""Clips augmented as VideoMamba's: RandAugment, erasing, mixup, cutmix, all frames alike. Each video comes twice."""
+"""VideoMamba's augmentation of clips: RandAugment, erasing, mixup, cutmix, the same for all frames of a clip.
+
+Each video comes twice in an epoch.
+"""
 
 data = dict(
     samples=2,

@@ -1,6 +1,6 @@
-"""COIN as PATH/train.csv and PATH/val.csv, lines of a video's path and its class of 180.
+"""COIN as data.root/train.csv and data.root/val.csv: a video's path and its class (of 180) per line.
 
-With --cfg-options data.root=PATH; the videos lie there as well, or elsewhere with data.video.prefix=FOLDER.
+Paths are relative to data.root, or to data.video.prefix.
 """
 
 _base_ = ["../augmentations/videomamba.py"]

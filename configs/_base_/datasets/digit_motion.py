@@ -1,4 +1,4 @@
-"""Short videos of moving digits, whose direction is the class; written once, to ~/.cache/vim or data.root."""
+"""Short videos of moving digits; the class is the direction. They are written once, to ~/.cache/vim or data.root."""
 
 data = dict(
     dataset="digit_motion",

@@ -1,4 +1,4 @@
-"""The 1,797 digits of scikit-learn, a fifth held out; 8 x 8 pixels, drawn up to the model's size."""
+"""The 1,797 digits of scikit-learn, a fifth held out; 8 x 8 pixels, enlarged to the model's size."""
 
 data = dict(
     dataset="digits",

@@ -1,4 +1,4 @@
-"""Your own images: PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg, with --cfg-options data.root=PATH."""
+"""Your own images: data.root/train/CLASS/*.jpg and data.root/val/CLASS/*.jpg."""
 
 data = dict(
     dataset="folder",

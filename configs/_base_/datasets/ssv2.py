@@ -1,8 +1,8 @@
-"""Something-Something v2 as PATH/train.csv and PATH/val.csv, lines of a video's path and its class of 174.
+"""Something-Something v2 as data.root/train.csv and data.root/val.csv: a video's path and its class (of 174) per line.
 
-With --cfg-options data.root=PATH; the videos lie there as well, or elsewhere with data.video.prefix=FOLDER.
+Paths are relative to data.root, or to data.video.prefix.
 
-None is flipped: left and right are classes.
+No clip is flipped: left and right are different classes.
 """
 
 _base_ = ["../augmentations/videomamba.py"]

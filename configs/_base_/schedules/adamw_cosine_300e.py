@@ -1,8 +1,8 @@
-"""AdamW, and a cosine of 300 epochs after 5 of linear warm-up, set anew at every epoch; a config gives lr.
+"""AdamW; 5 epochs of linear warm-up in a cosine of 300. The rate changes at every epoch.
 
-A config's lr is for a global batch of 512 images, times the global batch / 512; warmup_lr and min_lr are not scaled.
-The published code sets the rate after an epoch, to that of the epoch that is over: from the second on it is an epoch
-behind what is done here.
+A config sets lr: its rate for 512 images per update, times the images per update / 512. warmup_lr and min_lr are not
+scaled. The published code sets an epoch's rate only after the epoch, so its rates are one epoch behind these from the
+second epoch on.
 """
 
 optimizer = dict(opt="adamw", weight_decay=0.05)

@@ -1,7 +1,8 @@
-"""AdamW, and a cosine after a linear warm-up, set anew at every step; a config gives the rates.
+"""AdamW; linear warm-up, then a cosine. The rate changes at every update.
 
-A config's rates are for 256 clips a step, times the clips a step / 256. Its layer decay is what it says. The published
-code's, which in effect freezes the embeddings and leaves the blocks alone, is optimizer.published_decay=True.
+A config sets the rates: those for 256 clips per update, times the clips per update / 256. Its layer decay applies to
+all layers. The published code in effect freezes the embeddings and does not decay the blocks' rates: for that set
+optimizer.published_decay=True.
 """
 
 optimizer = dict(opt="adamw", weight_decay=0.05)

@@ -1,0 +1,1 @@
+"""The depthwise causal convolution in front of Mamba's scan, with its SiLU."""

@@ -1,0 +1,53 @@
+"""Tensors of k directions, (b, k, l, ...): their memory, the order of their tokens, and their sum."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+MOST_DIRECTIONS = 32  # `pack` makes them the bits of a number
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
+
+
+def pack(reverse: Sequence[bool]) -> int:
+    """Return the directions as a number for compiled kernels; bit k is set if direction k runs backwards."""
+    return sum(1 << k for k, backwards in enumerate(reverse) if backwards)
+
+
+def empty_rows(like: Tensor, b: int, k: int, *sizes: int) -> Tensor:
+    """Return an uninitialised (b, k, ...) tensor stored direction-major, so that torch.bmm over directions copies none.
+
+    It has the dtype and device of `like`.
+    """
+    return like.new_empty(k, b, *sizes).transpose(0, 1)
+
+
+def as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x in a dtype and stored as by :func:`empty_rows`; x itself if it is."""
+    out = empty_rows(x.new_empty(0, dtype=dtype), *x.shape)
+    return x if x.dtype == dtype and x.stride() == out.stride() else out.copy_(x)
+
+
+def unit_stride(x: MaybeTensor) -> MaybeTensor:
+    """Return x if its last dimension is contiguous, else a contiguous copy: kernels take all other strides."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def dense(x: MaybeTensor) -> MaybeTensor:
+    """Return x if it is contiguous, else a contiguous copy."""
+    return None if x is None else x.contiguous()
+
+
+def turn(x: Tensor, reverse: Sequence[bool]) -> Tensor:
+    """Flip the tokens of the reversed directions of x, (b, k, l, ...)."""
+    if not any(reverse):
+        return x
+    return torch.stack([x[:, k].flip(1) if backwards else x[:, k] for k, backwards in enumerate(reverse)], 1)
+
+
+def add_up(y: Tensor, combine: str) -> Tensor:
+    """Return y, (b, k, l, d), or with `combine` "sum" or "mean" its directions' sum or mean, (b, 1, l, d)."""
+    if combine == "none":
+        return y
+    return y.sum(1, keepdim=True) if combine == "sum" else y.mean(1, keepdim=True)

@@ -1,0 +1,178 @@
+// Structures of the C interface, pieces of channels, memory and threads: compiled once, for every instruction set.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <dlfcn.h>
+#include <link.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// A tensor whose channels are contiguous; strides count floats. A direction stride of 0 shares it among directions.
+struct Rows {
+  float* data;
+  int64_t image, direction, token, group;
+
+  float* at(int64_t b, int64_t k, int64_t t, int64_t g = 0) const {
+    return data + b * image + k * direction + t * token + g * group;
+  }
+};
+
+// Sizes: b images, k directions, l tokens, d channels, g groups of B and C, n states.
+struct Scan {
+  int64_t images, directions, tokens, channels, groups, states;
+  int64_t piece;     // channels one task works on, all of one group: they share the rows of B and C
+  int64_t reverse;   // bit k set: direction k runs from the last token to the first
+  int64_t softplus;  // delta goes through softplus
+  int64_t combined;  // the directions are added up into one y
+  float scale;       // what the combined y is multiplied with
+  Rows u, delta, B, C, z, y, ungated;
+  const float *A, *D, *delta_bias, *initial_state;  // (k, d, n), (k, d), (k, d), (b, k, d, n); all but A may be null
+  float *last_state, *saved;                        // (b, k, d, n), (b, k, chunks, n, d); may be null
+};
+
+struct ScanGrads {
+  Rows y, u, delta, z, B, C;  // B and C: one partial sum a piece of channels, in the place of the group
+  const float* last_state;
+  float *A, *D, *delta_bias, *initial_state;  // one an image: (b, k, d, n), (b, k, d), (b, k, d), (b, k, d, n)
+};
+
+struct Conv {
+  int64_t images, directions, tokens, channels, width;
+  int64_t reverse;
+  int64_t silu;
+  Rows x, y;
+  const float *weight, *bias;  // (k, d, width), (k, d) or null
+};
+
+struct ConvGrads {
+  Rows y, x;
+  float *weight, *bias;  // one for each kConvTokens steps: (b chunks, k, d, width), (b chunks, k, d)
+};
+
+struct Norm {
+  int64_t rows, channels;
+  float eps;
+  const float *x, *weight;
+  float* y;
+};
+
+struct NormGrads {
+  const float* y;
+  float *x, *weight;  // (rows, d), (groups of kNormRows rows, d)
+};
+
+constexpr int64_t kNormRows = 32;  // a task's rows: the gradient of the weight has a partial sum for each task
+constexpr int64_t kConvTokens = 32;  // a task's tokens: the gradients of the weights have a partial sum for each
+constexpr int64_t kSaved = 16;   // steps between two states kept for the backward pass
+
+// A run of channels of one group. Each group is cut into pieces of the same width, fewer channels in the last.
+struct Piece {
+  int64_t group, first, end, index;
+};
+
+int64_t pieces_of(int64_t channels, int64_t groups, int64_t width) {
+  return groups * ((channels / groups + width - 1) / width);
+}
+
+Piece piece_of(int64_t channels, int64_t groups, int64_t width, int64_t index) {
+  const int64_t in_group = channels / groups, each = pieces_of(channels, groups, width) / groups;
+  const int64_t group = index / each, first = group * in_group + index % each * width;
+  return {group, first, std::min(first + width, (group + 1) * in_group), index};
+}
+
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) {
+    const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+    data_ = static_cast<T*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64)));
+    if (data_ == nullptr) throw std::bad_alloc();
+    std::memset(static_cast<void*>(data_), 0, bytes);
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T& operator[](int64_t i) { return data_[i]; }
+  T* data() { return data_; }
+
+ private:
+  T* data_;
+};
+
+// Decayed states end as denormal numbers, which cost a hundred cycles each: take them as zero while a task runs.
+class FlushDenormals {
+#if defined(__x86_64__)
+ public:
+  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#else
+ public:
+  FlushDenormals() {}
+#endif
+};
+
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+// GOMP_parallel of the OpenMP library PyTorch has already loaded: a second team of threads would spin against it.
+Parallel find_openmp() {
+#if defined(__linux__)
+  void* found = nullptr;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* out) {
+        if (info->dlpi_name == nullptr || std::strstr(info->dlpi_name, "libgomp") == nullptr) return 0;
+        void* library = dlopen(info->dlpi_name, RTLD_NOLOAD | RTLD_NOW);
+        if (library == nullptr) return 0;
+        *static_cast<void**>(out) = dlsym(library, "GOMP_parallel");
+        return *static_cast<void**>(out) != nullptr ? 1 : 0;
+      },
+      &found);
+  return reinterpret_cast<Parallel>(found);
+#else
+  return nullptr;
+#endif
+}
+
+template <typename Task>
+void parallel_for(int64_t count, int64_t threads, const Task& task) {
+  struct Work {
+    const Task& task;
+    int64_t count;
+    std::atomic<int64_t> next{0};
+  } work{task, count};
+  void (*run)(void*) = [](void* data) {
+    Work& work = *static_cast<Work*>(data);
+    FlushDenormals flush;
+    for (int64_t i; (i = work.next.fetch_add(1)) < work.count;) work.task(i);
+  };
+  threads = std::min(threads, count);
+  static const Parallel openmp = find_openmp();
+  if (threads <= 1) {
+    run(&work);
+  } else if (openmp != nullptr) {
+    openmp(run, &work, static_cast<unsigned>(threads), 0);
+  } else {
+    std::vector<std::thread> team;
+    for (int64_t i = 1; i < threads; ++i) team.emplace_back(run, &work);
+    run(&work);
+    for (std::thread& thread : team) thread.join();
+  }
+}
+
+}  // namespace

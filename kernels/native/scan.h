@@ -1,0 +1,212 @@
+// The selective scan for one instruction set; included after vectors.h, once for each.
+
+static inline Vec step_size(const Scan& s, Vec delta, int64_t k, int64_t channel, Mask mask) {
+  if (s.delta_bias != nullptr) delta += load(s.delta_bias + k * s.channels + channel, mask);
+  return s.softplus ? softplus(delta) : delta;
+}
+
+static void copy_rows(float* to, const Rows& rows, const Place& p, int64_t t0, int64_t steps, int64_t n) {
+  for (int64_t t = 0; t < steps; ++t)
+    std::memcpy(to + t * n, rows.at(p.b, p.k, p.token(t0 + t), p.piece.group), n * sizeof(float));
+}
+
+template <int T>
+constexpr int kSideBySide = T < 4 ? T : 4;
+
+// T steps of one block of channels, its state h in registers one n at a time. N: n at compile time, 0 if unusual.
+template <int T, int N>
+static inline void scan_steps(const Scan& s, const Place& p, int64_t block, int64_t t0, const Vec* A2, Vec* h,
+                              const float* B, const float* C, bool first, bool last) {
+  const int64_t n = N ? N : s.states, c = p.channel(block);
+  const Mask mask = p.mask(block);
+  Vec dt[T], x[T], y[T];
+  const Vec D = s.D != nullptr ? load(s.D + p.k * s.channels + c, mask) : Vec{};
+  for (int t = 0; t < T; ++t) {
+    const int64_t token = p.token(t0 + t);
+    const Vec u = load_ahead(s.u.at(p.b, p.k, token) + c, p.ahead(s.u, T), mask);
+    dt[t] = step_size(s, load_ahead(s.delta.at(p.b, p.k, token) + c, p.ahead(s.delta, T), mask), p.k, c, mask);
+    x[t] = dt[t] * u;
+    y[t] = D * u;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const Vec a = A2[i];
+    Vec state = h[i];
+#pragma GCC unroll 2
+    for (int t0 = 0; t0 < T; t0 += kSideBySide<T>) {
+      Vec decay[kSideBySide<T>];
+#pragma GCC unroll 8
+      for (int t = 0; t < kSideBySide<T>; ++t) decay[t] = dt[t0 + t] * a;
+      exp2<kSideBySide<T>>(decay);
+#pragma GCC unroll 8
+      for (int t = 0; t < kSideBySide<T>; ++t) {
+        state = decay[t] * state + x[t0 + t] * B[(t0 + t) * n + i];
+        y[t0 + t] += state * C[(t0 + t) * n + i];
+      }
+    }
+    h[i] = state;
+  }
+  for (int t = 0; t < T; ++t) {
+    const int64_t token = p.token(t0 + t);
+    float* out = s.y.at(p.b, p.k, token) + c;
+    if (!first) y[t] += load_ahead(out, p.ahead(s.y, T), mask);
+    if (last) {
+      y[t] *= s.scale;
+      if (s.ungated.data != nullptr) store(s.ungated.at(p.b, p.k, token) + c, y[t], mask);
+      if (s.z.data != nullptr) y[t] *= silu(load_ahead(s.z.at(p.b, p.k, token) + c, p.ahead(s.z, T), mask));
+    }
+    store(out, y[t], mask);
+  }
+}
+
+template <int N>
+static void scan_piece(const Scan& s, const Place& p, bool first, bool last) {
+  constexpr int kSteps = 8;
+  static_assert(kSaved % kSteps == 0, "states are saved between two runs of kSteps");
+  const int64_t n = N ? N : s.states, blocks = p.blocks();
+  const int64_t states = (p.b * s.directions + p.k) * s.channels * n, chunks = (s.tokens + kSaved - 1) / kSaved;
+  Buffer<Vec> A2(blocks * n), h(blocks * n);
+  Buffer<float> B(kSteps * n), C(kSteps * n);
+  load_states(A2.data(), s.A + p.k * s.channels * n, p, n, kLog2E);
+  if (s.initial_state != nullptr) load_states(h.data(), s.initial_state + states, p, n, 1.0f);
+  for (int64_t t0 = 0; t0 < s.tokens; t0 += kSteps) {
+    const int64_t steps = std::min<int64_t>(kSteps, s.tokens - t0);
+    copy_rows(B.data(), s.B, p, t0, steps, n);
+    copy_rows(C.data(), s.C, p, t0, steps, n);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const Vec* a = &A2[block * n];
+      Vec* state = &h[block * n];
+      if (s.saved != nullptr && t0 % kSaved == 0) {
+        float* saved = s.saved + states * chunks + (t0 / kSaved * s.channels + p.channel(block)) * n;
+        for (int64_t i = 0; i < n; ++i) store(saved + i * p.lanes(block), state[i], p.mask(block));
+      }
+      if (steps == kSteps) {
+        scan_steps<kSteps, N>(s, p, block, t0, a, state, B.data(), C.data(), first, last);
+      } else {
+        for (int64_t t = 0; t < steps; ++t)
+          scan_steps<1, N>(s, p, block, t0 + t, a, state, B.data() + t * n, C.data() + t * n, first, last);
+      }
+    }
+  }
+  if (s.last_state != nullptr) store_states(s.last_state + states, h.data(), p, n);
+}
+
+static Place place_of(const Scan& s, int64_t b, int64_t k, int64_t piece) {
+  return {b, k, piece_of(s.channels, s.groups, s.piece, piece), ((s.reverse >> k) & 1) != 0, s.tokens};
+}
+
+static void scan_forward(const Scan& s, int64_t threads) {
+  const int64_t pieces = pieces_of(s.channels, s.groups, s.piece), each = s.combined ? s.directions : 1;
+  auto* run = s.states == 16 ? scan_piece<16> : scan_piece<0>;
+  // Directions that are added up belong to one task: the sum then stays in its cache and its order is fixed.
+  parallel_for(s.images * (s.directions / each) * pieces, threads, [&](int64_t task) {
+    const int64_t b = task / pieces / (s.directions / each), k0 = task / pieces % (s.directions / each);
+    for (int64_t k = k0; k < k0 + each; ++k)
+      run(s, place_of(s, b, k, task % pieces), k == k0, k == k0 + each - 1);
+  });
+}
+
+// Up to kSaved steps of one block, backwards. With g = dL/dh: g[t] = C[t] dy[t] + exp(dt[t+1] A) g[t+1].
+template <int N>
+static inline void scan_steps_backward(const Scan& s, const ScanGrads& grads, const Place& p, int64_t block, int64_t t0,
+                                       int64_t steps, const Vec* A2, Vec* g, const float* B, const float* C,
+                                       const float* saved, Vec* dA, Vec* dD, Vec* dbias, Vec* dB, Vec* dC) {
+  const int64_t n = N ? N : s.states, c = p.channel(block);
+  const Mask mask = p.mask(block);
+  Vec u[kSaved], dt[kSaved], x[kSaved], dy[kSaved], dx[kSaved], ddt[kSaved];
+  const Vec D = s.D != nullptr ? load(s.D + p.k * s.channels + c, mask) : Vec{};
+  for (int64_t t = 0; t < steps; ++t) {
+    const int64_t token = p.token(t0 + t);
+    u[t] = load_ahead(s.u.at(p.b, p.k, token) + c, p.ahead(s.u, -kSaved), mask);
+    dt[t] = step_size(s, load_ahead(s.delta.at(p.b, p.k, token) + c, p.ahead(s.delta, -kSaved), mask), p.k, c, mask);
+    x[t] = dt[t] * u[t];
+    dx[t] = ddt[t] = Vec{};
+    dy[t] = load_ahead(grads.y.at(p.b, p.k, token) + c, p.ahead(grads.y, -kSaved), mask);
+    if (s.z.data != nullptr) {
+      const Vec z = load_ahead(s.z.at(p.b, p.k, token) + c, p.ahead(s.z, -kSaved), mask);
+      if (!s.combined || p.k == 0) {
+        const Vec ungated = load_ahead(s.ungated.at(p.b, p.k, token) + c, p.ahead(s.ungated, -kSaved), mask);
+        store(grads.z.at(p.b, p.k, token) + c, dy[t] * ungated * silu_grad(z), mask);
+      }
+      dy[t] *= silu(z);
+    }
+    dy[t] *= s.scale;
+    *dD += dy[t] * u[t];
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const Vec a = A2[i];
+    Vec h[kSaved + 1], decay[kSaved];
+    h[0] = load(saved + i * p.lanes(block), mask);
+    for (int64_t t = 0; t < steps; ++t) {
+      decay[t] = exp2(dt[t] * a);
+      h[t + 1] = decay[t] * h[t] + x[t] * B[t * n + i];
+    }
+    Vec carry = g[i], da = Vec{};
+    for (int64_t t = steps - 1; t >= 0; --t) {
+      const Vec gt = dy[t] * C[t * n + i] + carry;
+      dC[i * kSaved + t] += dy[t] * h[t + 1];
+      dB[i * kSaved + t] += gt * x[t];
+      dx[t] += gt * B[t * n + i];
+      carry = gt * decay[t];
+      const Vec q = carry * h[t];
+      da += dt[t] * q;
+      ddt[t] += q * a;
+    }
+    g[i] = carry;
+    dA[i] += da;
+  }
+  for (int64_t t = 0; t < steps; ++t) {
+    const int64_t token = p.token(t0 + t);
+    store(grads.u.at(p.b, p.k, token) + c, dx[t] * dt[t] + D * dy[t], mask);
+    Vec ddelta = ddt[t] * kLn2 + dx[t] * u[t];  // A2 = A log2(e)
+    if (s.softplus) ddelta *= 1.0f - exp2(dt[t] * -kLog2E);  // sigmoid(x) = 1 - exp(-softplus(x))
+    *dbias += ddelta;
+    store(grads.delta.at(p.b, p.k, token) + c, ddelta, mask);
+  }
+}
+
+template <int N>
+static void scan_piece_backward(const Scan& s, const ScanGrads& grads, const Place& p) {
+  const int64_t n = N ? N : s.states, blocks = p.blocks();
+  const int64_t states = (p.b * s.directions + p.k) * s.channels * n, chunks = (s.tokens + kSaved - 1) / kSaved;
+  Buffer<Vec> A2(blocks * n), g(blocks * n), dA(blocks * n), dD(blocks), dbias(blocks), dB(kSaved * n), dC(kSaved * n);
+  Buffer<float> B(kSaved * n), C(kSaved * n);
+  load_states(A2.data(), s.A + p.k * s.channels * n, p, n, kLog2E);
+  if (grads.last_state != nullptr) load_states(g.data(), grads.last_state + states, p, n, 1.0f);
+  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+    const int64_t t0 = chunk * kSaved, steps = std::min(kSaved, s.tokens - t0);
+    copy_rows(B.data(), s.B, p, t0, steps, n);
+    copy_rows(C.data(), s.C, p, t0, steps, n);
+    std::fill(dB.data(), dB.data() + kSaved * n, Vec{});
+    std::fill(dC.data(), dC.data() + kSaved * n, Vec{});
+    for (int64_t block = 0; block < blocks; ++block) {
+      const float* saved = s.saved + states * chunks + (chunk * s.channels + p.channel(block)) * n;
+      scan_steps_backward<N>(s, grads, p, block, t0, steps, &A2[block * n], &g[block * n], B.data(), C.data(), saved,
+                             &dA[block * n], &dD[block], &dbias[block], dB.data(), dC.data());
+    }
+    for (int64_t t = 0; t < steps; ++t) {
+      float* to_B = grads.B.at(p.b, p.k, p.token(t0 + t), p.piece.index);
+      float* to_C = grads.C.at(p.b, p.k, p.token(t0 + t), p.piece.index);
+      for (int64_t i = 0; i < n; ++i) {
+        to_B[i] = sum_lanes(dB[i * kSaved + t]);
+        to_C[i] = sum_lanes(dC[i * kSaved + t]);
+      }
+    }
+  }
+  store_states(grads.A + states, dA.data(), p, n);
+  if (grads.initial_state != nullptr) store_states(grads.initial_state + states, g.data(), p, n);
+  const int64_t channels = (p.b * s.directions + p.k) * s.channels;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t at = channels + p.channel(block);
+    if (grads.D != nullptr) store(grads.D + at, dD[block], p.mask(block));
+    if (grads.delta_bias != nullptr) store(grads.delta_bias + at, dbias[block], p.mask(block));
+  }
+}
+
+static void scan_backward(const Scan& s, const ScanGrads& grads, int64_t threads) {
+  const int64_t pieces = pieces_of(s.channels, s.groups, s.piece);
+  auto* run = s.states == 16 ? scan_piece_backward<16> : scan_piece_backward<0>;
+  parallel_for(s.images * s.directions * pieces, threads, [&](int64_t task) {
+    const int64_t b = task / pieces / s.directions, k = task / pieces % s.directions;
+    run(s, grads, place_of(s, b, k, task % pieces));
+  });
+}

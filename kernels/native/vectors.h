@@ -1,0 +1,170 @@
+// Vectors of VIM_LANES channels, their functions, and where they lie in memory. Included once for each instruction set,
+// so no guard.
+
+constexpr int kLanes = VIM_LANES;
+typedef float Vec __attribute__((vector_size(4 * VIM_LANES), may_alias));
+typedef int32_t IntVec __attribute__((vector_size(4 * VIM_LANES)));
+
+static inline Vec splat(float x) { return Vec{} + x; }
+
+// Which lanes of a block hold channels: all of them but in the last block of a piece.
+#if VIM_LANES == 16
+typedef __mmask16 Mask;
+static inline Mask mask_of(int64_t lanes) { return static_cast<Mask>(lanes >= 16 ? 0xffff : (1 << lanes) - 1); }
+static inline Vec load(const float* from, Mask mask) { return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(mask, from)); }
+static inline void store(float* to, Vec x, Mask mask) { _mm512_mask_storeu_ps(to, mask, reinterpret_cast<__m512>(x)); }
+#elif VIM_LANES == 8
+typedef __m256i Mask;
+static inline Mask mask_of(int64_t lanes) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(lanes)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static inline Vec load(const float* from, Mask mask) { return reinterpret_cast<Vec>(_mm256_maskload_ps(from, mask)); }
+static inline void store(float* to, Vec x, Mask mask) { _mm256_maskstore_ps(to, mask, reinterpret_cast<__m256>(x)); }
+#else
+typedef int64_t Mask;
+static inline Mask mask_of(int64_t lanes) { return std::min<int64_t>(lanes, kLanes); }
+static inline Vec load(const float* from, Mask lanes) {
+  Vec x{};
+  if (lanes == kLanes) {
+    std::memcpy(&x, from, sizeof(Vec));
+  } else {
+    for (int64_t i = 0; i < lanes; ++i) x[i] = from[i];
+  }
+  return x;
+}
+static inline void store(float* to, Vec x, Mask lanes) {
+  if (lanes == kLanes) {
+    std::memcpy(to, &x, sizeof(Vec));
+  } else {
+    for (int64_t i = 0; i < lanes; ++i) to[i] = x[i];
+  }
+}
+#endif
+
+// Rows of one piece lie far apart in memory, out of the hardware prefetcher's sight.
+static inline Vec load_ahead(const float* from, int64_t next, Mask mask) {
+  __builtin_prefetch(from + next);
+  return load(from, mask);
+}
+
+static inline float sum_lanes(Vec x) {
+#if VIM_LANES == 16
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(x));
+#else
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += x[i];
+  return total;
+#endif
+}
+
+// 2^x to 1e-7 relative, at most 2^-126 below the normal numbers. A minimax polynomial on the fraction, the integer part
+// as exponent. Each operation waits for the one before it: M vectors side by side keep the processor busy.
+template <int M>
+static inline void exp2(Vec* x) {
+  Vec f[M], p[M];
+#if VIM_LANES == 16
+  for (int i = 0; i < M; ++i)  // x - floor(x)
+    f[i] = reinterpret_cast<Vec>(_mm512_reduce_ps(reinterpret_cast<__m512>(x[i]), 0x09));
+  for (int i = 0; i < M; ++i) p[i] = f[i] * 1.867130087e-03f + 9.017030275e-03f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 5.579991315e-02f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 2.401644501e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 6.931513118e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 1.0f;
+  for (int i = 0; i < M; ++i)
+    x[i] = reinterpret_cast<Vec>(_mm512_scalef_ps(reinterpret_cast<__m512>(p[i]), reinterpret_cast<__m512>(x[i])));
+#else
+  const Vec low = splat(-126.0f), high = splat(127.99f);
+  Vec shifted[M];
+  for (int i = 0; i < M; ++i) {
+    x[i] = low > x[i] ? low : x[i];  // in this order a NaN passes
+    x[i] = high < x[i] ? high : x[i];
+    shifted[i] = x[i] + 12582912.0f;  // 1.5 * 2^23: the addition rounds x to an integer, kept in the low bits
+    f[i] = x[i] - (shifted[i] - 12582912.0f);
+  }
+  for (int i = 0; i < M; ++i) p[i] = f[i] * 1.326472707e-03f + 9.671512649e-03f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 5.550733744e-02f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 2.402224209e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 6.931469776e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 1.0f;
+  for (int i = 0; i < M; ++i)
+    x[i] = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p[i]) + (reinterpret_cast<IntVec>(shifted[i]) << 23));
+#endif
+}
+
+static inline Vec exp2(Vec x) {
+  exp2<1>(&x);
+  return x;
+}
+
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+static inline Vec absolute(Vec x) { return x < 0 ? -x : x; }
+
+// 1 / x to 1e-7 relative for 1 <= x <= 2^100: an estimate and Newton's step take a fifth of a division's time.
+static inline Vec reciprocal(Vec x) {
+#if VIM_LANES == 16
+  const Vec r = reinterpret_cast<Vec>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
+  return r + r * (1.0f - x * r);
+#else
+  return 1.0f / x;
+#endif
+}
+
+static inline Vec sigmoid(Vec x) {
+  const Vec e = x * -kLog2E, high = splat(100.0f);
+  return reciprocal(1.0f + exp2(high < e ? high : e));
+}
+
+static inline Vec silu(Vec x) { return x * sigmoid(x); }
+
+static inline Vec silu_grad(Vec x) {
+  const Vec s = sigmoid(x);
+  return s * (1.0f + x * (1.0f - s));
+}
+
+// log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), log1p(w) / w by a minimax polynomial on [0, 1].
+static inline Vec softplus(Vec x) {
+  const Vec w = exp2(absolute(x) * -kLog2E);
+  Vec p = w * 5.364822779e-03f + -3.006578609e-02f;
+  p = p * w + 7.920452552e-02f;
+  p = p * w + -1.375380149e-01f;
+  p = p * w + 1.915365455e-01f;
+  p = p * w + -2.485716357e-01f;
+  p = p * w + 3.332132261e-01f;
+  p = p * w + -4.999964796e-01f;
+  p = p * w + 1.0f;
+  return (x < 0 ? Vec{} : x) + w * p;
+}
+
+// One direction of one piece of one image, and where its tokens, channels and states lie.
+struct Place {
+  int64_t b, k;
+  Piece piece;
+  bool reverse;
+  int64_t tokens;
+
+  int64_t token(int64_t t) const { return reverse ? tokens - 1 - t : t; }
+  int64_t blocks() const { return (piece.end - piece.first + kLanes - 1) / kLanes; }
+  int64_t channel(int64_t block) const { return piece.first + block * kLanes; }
+  int64_t lanes(int64_t block) const { return std::min<int64_t>(kLanes, piece.end - channel(block)); }
+  Mask mask(int64_t block) const { return mask_of(lanes(block)); }
+  // How many floats from a row to the one `steps` steps later.
+  int64_t ahead(const Rows& rows, int64_t steps) const { return (reverse ? -steps : steps) * rows.token; }
+};
+
+// Transposes (d, n) in memory to a vector of channels for each block and state, and back.
+static void load_states(Vec* to, const float* from, const Place& p, int64_t n, float scale) {
+  float* lanes_of = reinterpret_cast<float*>(to);
+  for (int64_t c = p.piece.first; c < p.piece.end; ++c) {
+    const int64_t block = (c - p.piece.first) / kLanes, lane = (c - p.piece.first) % kLanes;
+    for (int64_t i = 0; i < n; ++i) lanes_of[(block * n + i) * kLanes + lane] = from[c * n + i] * scale;
+  }
+}
+
+static void store_states(float* to, const Vec* from, const Place& p, int64_t n) {
+  const float* lanes_of = reinterpret_cast<const float*>(from);
+  for (int64_t c = p.piece.first; c < p.piece.end; ++c) {
+    const int64_t block = (c - p.piece.first) / kLanes, lane = (c - p.piece.first) % kLanes;
+    for (int64_t i = 0; i < n; ++i) to[c * n + i] = lanes_of[(block * n + i) * kLanes + lane];
+  }
+}

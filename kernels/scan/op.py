@@ -1,0 +1,299 @@
+"""The selective scan of Mamba: shapes, checks, autograd, and the op every model calls.
+
+Upper case: the paper's tensors. Sizes: b images, k directions, l tokens, d channels, g groups of B and C, n states.
+
+`torch.ops.vim.selective_scan` is one opaque op to autograd, autocast, torch.compile, torch.export and TorchScript. It
+takes every tensor with its k directions, and B and C with their g groups; :func:`selective_scan` also takes them
+without.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..backends import DTYPES, choose_backend, implementation
+from ..checks import check, check_dim, refuse_to_differentiate_again
+from ..directions import MOST_DIRECTIONS, as_rows, empty_rows
+from .reference import Inputs, Options, shape_of_y
+
+Combine = Literal["none", "sum", "mean"]
+
+# The fields of Inputs, and those of Options by keyword only. PyTorch calls the functions below with the tensors by
+# position, but for the last ones that are None, and with the options that are not at their default by keyword.
+_SCHEMA = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D=None, Tensor? z=None, Tensor? delta_bias=None, "
+    "Tensor? initial_state=None, *, bool[] reverse, bool delta_softplus=False, str combine='none', "
+    "bool return_last_state=False, str backend='auto'"
+)
+_LIB = torch.library.Library("vim", "FRAGMENT")
+_LIB.define(f"selective_scan({_SCHEMA}) -> (Tensor y, Tensor last_state)")
+_LIB.define(
+    f"selective_scan_forward({_SCHEMA}, bool save=False) -> (Tensor y, Tensor last_state, Tensor ungated, Tensor saved)"
+)
+_LIB.define(
+    f"selective_scan_backward(Tensor grad_y, Tensor? grad_state, Tensor ungated, Tensor saved, {_SCHEMA}) -> Tensor[]"
+)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    delta_softplus: bool = False,
+    reverse: bool | Sequence[bool] = False,
+    combine: Combine = "none",
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run ``h[t] = exp(dt[t] A) h[t-1] + dt[t] B[t] u[t]``, ``y[t] = C[t] h[t] + D u[t]``, then ``y * silu(z)``.
+
+    ``dt = delta + delta_bias``, with `delta_softplus` its softplus. The state is float32, or float64 if u is. Source:
+    https://arxiv.org/abs/2312.00752.
+
+    Args:
+        u: (b, l, d), the values to scan.
+        delta: (b, l, d), the step sizes.
+        A: (d, n), float32; negative, so that the state decays.
+        B: (b, l, n), or (b, l, g, n) for g groups of d / g channels: how a token enters the state.
+        C: like B: how the state is read.
+        D: (d,), float32, the skip connection.
+        z: (b, l, d), the gate before its SiLU.
+        delta_bias: (d,), float32, added to `delta`.
+        delta_softplus: apply a softplus to the step sizes.
+        reverse: run from the last token to the first; nothing is flipped in memory.
+        combine: "sum" or "mean" adds the directions up before the gate; y and z are then (b, l, d).
+        initial_state: (b, d, n), float32, the state before the first token; by default zeros.
+        return_last_state: also return the state after the last token.
+        backend: "auto", "reference", "chunked", "cpu" or "triton". A backend named here runs or raises.
+
+    u, delta, B, C and z have one dtype. What is float32 above is float64 if u is.
+
+    For k directions in one call, the tensors with a b have a k after it (u is (b, k, l, d)), the others start with a k
+    (A is (k, d, n)), and `reverse` holds k booleans. A tensor that all directions share may be expanded: it is not
+    copied.
+
+    Returns:
+        y, (b, l, d) or (b, k, l, d), in u's dtype; with `return_last_state` also the last state, (b, d, n) or
+        (b, k, d, n).
+
+    Raises:
+        ValueError: a shape, dtype or device is not as above, or the backend does not take it.
+        RuntimeError: the backend named is not built or not installed.
+    """
+    if u.dim() not in (3, 4):
+        raise ValueError(f"u must be (b, l, d) or (b, k, l, d), got {tuple(u.shape)}")
+    several = u.dim() == 4
+    if isinstance(reverse, bool):
+        if several:
+            raise ValueError(f"reverse must hold a bool for each of the {u.shape[1]} directions, got {reverse}")
+        reverse = (reverse,)
+    if not several:
+        u, delta, B, C = (t.unsqueeze(1) for t in (u, delta, B, C))
+        A = A.unsqueeze(0)
+        D, delta_bias = (t if t is None else t.unsqueeze(0) for t in (D, delta_bias))
+        initial_state = initial_state if initial_state is None else initial_state.unsqueeze(1)
+    if B.dim() == 4:
+        B = B.unsqueeze(3)
+    if C.dim() == 4:
+        C = C.unsqueeze(3)
+    one_y = not several or combine != "none"
+    if z is not None and one_y:
+        z = z.unsqueeze(1)
+    y, state = torch.ops.vim.selective_scan(
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D=D,
+        z=z,
+        delta_bias=delta_bias,
+        initial_state=initial_state,
+        reverse=list(reverse),
+        delta_softplus=delta_softplus,
+        combine=combine,
+        return_last_state=return_last_state,
+        backend=backend,
+    )
+    y = y.squeeze(1) if one_y else y
+    if not return_last_state:
+        return y
+    return y, (state if several else state.squeeze(1))
+
+
+def _check(inputs: Inputs, options: Options) -> None:
+    u, A, B = inputs.u, inputs.A, inputs.B
+    for name, tensor, letters in (("u", u, "b, k, l, d"), ("A", A, "k, d, n"), ("B", B, "b, k, l, g, n")):
+        check_dim(name, tensor, letters)
+    if options.combine not in ("none", "sum", "mean"):
+        raise ValueError(f"combine must be 'none', 'sum' or 'mean', got {options.combine!r}")
+    b, k, l, d = u.shape
+    n, g = A.shape[2], B.shape[3]
+    if k > MOST_DIRECTIONS:
+        raise ValueError(f"u must have at most {MOST_DIRECTIONS} directions, got {k}")
+    if len(options.reverse) != k:
+        raise ValueError(f"reverse must hold a bool for each of the {k} directions, got {list(options.reverse)}")
+    if d % g:
+        raise ValueError(f"B must have a number of groups that divides d = {d}, got {g}")
+    device, dtype = u.device, (u.dtype,)
+    state = (torch.float64,) if u.dtype == torch.float64 else (torch.float32,)
+    check("u", u, "b, k, l, d", (b, k, l, d), DTYPES, device)
+    check("delta", inputs.delta, "b, k, l, d", (b, k, l, d), dtype, device)
+    check("A", A, "k, d, n", (k, d, n), state, device)
+    check("B", B, "b, k, l, g, n", (b, k, l, g, n), dtype, device)
+    check("C", inputs.C, "b, k, l, g, n", (b, k, l, g, n), dtype, device)
+    check("D", inputs.D, "k, d", (k, d), state, device)
+    letters = "b, k, l, d" if options.combine == "none" else "b, 1, l, d"
+    check("z", inputs.z, letters, shape_of_y(inputs, options), dtype, device)
+    check("delta_bias", inputs.delta_bias, "k, d", (k, d), state, device)
+    check("initial_state", inputs.initial_state, "b, k, d, n", (b, k, d, n), state, device)
+
+
+def named(tensors: Sequence[Tensor | None], options: Mapping[str, object]) -> tuple[Inputs, Options]:
+    """Return the arguments with which PyTorch calls an op's function, by name."""
+    return Inputs(*tensors), Options(**options)  # type: ignore[arg-type]  # the schema has their types
+
+
+def _forward(*tensors: Tensor | None, save: bool = False, **keywords: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs, options = named(tensors, keywords)
+    _check(inputs, options)
+    backend = choose_backend(options.backend, inputs.u)
+    run = implementation("scan", backend).selective_scan
+    if backend in ("cpu", "triton"):
+        return run(inputs, options, save=save)
+    y, state = run(inputs, options)
+    return y, state if options.return_last_state else state.new_empty(0), y.new_empty(0), y.new_empty(0)
+
+
+def _forward_fake(
+    *tensors: Tensor | None, save: bool = False, **keywords: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs, options = named(tensors, keywords)
+    _check(inputs, options)
+    b, k, _, d = inputs.u.shape
+    y = inputs.u.new_empty(shape_of_y(inputs, options))
+    state = inputs.A.new_empty((b, k, d, inputs.A.shape[2]) if options.return_last_state else 0)
+    backend = choose_backend(options.backend, inputs.u)
+    if backend in ("cpu", "triton"):
+        return y, state, *implementation("scan", backend).kept_for_backward(inputs, options, save)
+    return y, state, y.new_empty(0), y.new_empty(0)
+
+
+def _infer_fake(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
+    y, state, _, _ = _forward_fake(*tensors, **keywords)  # type: ignore[arg-type]
+    return y, state
+
+
+def _backward(
+    grad_y: Tensor,
+    grad_state: Tensor | None,
+    ungated: Tensor,
+    saved: Tensor,
+    *tensors: Tensor | None,
+    **keywords: object,
+) -> list[Tensor]:
+    inputs, options = named(tensors, keywords)
+    grad_state = grad_state if options.return_last_state else None
+    backend = choose_backend(options.backend, inputs.u)
+    run = implementation("scan", backend).selective_scan_backward
+    if backend in ("cpu", "triton"):
+        grads = run(grad_y, grad_state, ungated, saved, inputs, options)
+    else:
+        grads = run(grad_y, grad_state, inputs, options)
+    return [
+        grad_y.new_empty(0) if tensor is None else _like_grad(grad, tensor)
+        for grad, tensor in zip(grads, inputs, strict=True)
+    ]
+
+
+def _like_grad(grad: Tensor, tensor: Tensor) -> Tensor:
+    """Return a gradient in its tensor's dtype and in the layout that the fake kernel promises."""
+    return as_rows(grad, tensor.dtype) if tensor.dim() >= 4 else grad.to(tensor.dtype).contiguous()
+
+
+def _backward_fake(
+    grad_y: Tensor,
+    grad_state: Tensor | None,
+    ungated: Tensor,
+    saved: Tensor,
+    *tensors: Tensor | None,
+    **keywords: object,
+) -> list[Tensor]:
+    inputs, _ = named(tensors, keywords)
+    return [
+        grad_y.new_empty(0)
+        if tensor is None
+        else empty_rows(tensor, *tensor.shape)
+        if tensor.dim() >= 4
+        else tensor.new_empty(tensor.shape)
+        for tensor in inputs
+    ]
+
+
+class _SelectiveScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, keywords: dict[str, object], *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, state, ungated, saved = torch.ops.vim.selective_scan_forward(*inputs, **keywords, save=True)
+        ctx.save_for_backward(ungated, saved, *inputs)
+        ctx.keywords = keywords
+        ctx.set_materialize_grads(False)
+        return y, state
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None) -> tuple[Tensor | None, ...]:
+        ungated, saved, *tensors = ctx.saved_tensors
+        inputs, options = named(tensors, ctx.keywords)
+        if grad_y is None:
+            grad_y = inputs.u.new_zeros(shape_of_y(inputs, options))
+        grads = torch.ops.vim.selective_scan_backward(grad_y, grad_state, ungated, saved, *inputs, **ctx.keywords)
+        _, *needed = ctx.needs_input_grad
+        return None, *(grad if needs else None for grad, needs in zip(grads, needed, strict=True))
+
+
+def _infer(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
+    y, state, _, _ = _forward(*tensors, **keywords)  # type: ignore[arg-type]
+    return y, state
+
+
+def _differentiable(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        inputs, _ = named(tensors, keywords)
+        return _SelectiveScan.apply(keywords, *inputs)
+    y, state, _, _ = torch.ops.vim.selective_scan_forward(*tensors, **keywords)
+    return y, state
+
+
+def _autocast(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
+    """Run with u, delta, B, C and z in the autocast dtype. The state, and what it is made of, stays float32."""
+    inputs, _ = named(tensors, keywords)
+    device = inputs.u.device.type
+    low = torch.get_autocast_dtype(device)
+    cast = {
+        name: t
+        if t is None or t.dtype == torch.float64
+        else t.to(low if name in ("u", "delta", "B", "C", "z") else torch.float32)
+        for name, t in inputs._asdict().items()
+    }
+    with torch.autocast(device, enabled=False):
+        return torch.ops.vim.selective_scan(**cast, **keywords)
+
+
+_LIB.impl("selective_scan", _infer, "CompositeExplicitAutograd")
+_LIB.impl("selective_scan", _differentiable, "Autograd")
+_LIB.impl("selective_scan", _autocast, "AutocastCPU")
+_LIB.impl("selective_scan", _autocast, "AutocastCUDA")
+_LIB.impl("selective_scan_forward", _forward, "CompositeExplicitAutograd")
+_LIB.impl("selective_scan_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("vim::selective_scan", _infer_fake, lib=_LIB)
+torch.library.register_fake("vim::selective_scan_forward", _forward_fake, lib=_LIB)
+torch.library.register_fake("vim::selective_scan_backward", _backward_fake, lib=_LIB)
+torch.library.register_autograd("vim::selective_scan_backward", refuse_to_differentiate_again, lib=_LIB)

@@ -1,0 +1,67 @@
+"""The search for the fastest configuration of the scan on a GPU. Nothing calls it by itself.
+
+    from vim.kernels.scan.tune import tune
+    tune(b=64, k=2, l=197, d=768, n=16)
+
+What it finds goes into `triton.TUNED`, with the GPU's name: results differ in the last bit between configurations.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+
+from . import triton as backend
+from .reference import Inputs, Options
+
+
+def tune(
+    *,
+    b: int,
+    k: int,
+    l: int,
+    d: int,
+    n: int,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str = "cuda",
+    time: Callable[[Callable[[], Any]], Any] = triton.testing.do_bench,
+) -> list[tuple[float, int, int]]:
+    """Time forward and backward in every configuration.
+
+    Returns:
+        (milliseconds, channels of a program, tokens of a segment), the fastest first.
+    """
+    draw = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
+        return torch.randn(shape, generator=draw, device=device, dtype=of)
+
+    A, D, bias = (
+        -normal(k, d, n, of=torch.float32).exp(),
+        normal(k, d, of=torch.float32),
+        normal(k, d, of=torch.float32),
+    )
+    u, delta, B, C = normal(b, k, l, d), normal(b, k, l, d), normal(b, k, l, 1, n), normal(b, k, l, 1, n)
+    inputs = Inputs(u, delta, A, B, C, D=D, z=normal(b, 1, l, d), delta_bias=bias)
+    options = Options([i % 2 == 1 for i in range(k)], delta_softplus=True, combine="mean")
+
+    def run() -> None:
+        y, _, ungated, saved = backend.selective_scan(inputs, options, save=True)
+        backend.selective_scan_backward(y, None, ungated, saved, inputs, options)
+
+    shape, found = (b * k, l, d, 1, n), []
+    before = backend.TUNED.get(shape)
+    chunks = triton.cdiv(l, backend.CHUNK)
+    default = backend.configuration(*shape)[1]
+    segments = sorted({default, *(triton.cdiv(chunks, parts) * backend.CHUNK for parts in (1, 2, 4, 8, 16))})
+    try:
+        for block in (32, 64):
+            for segment in segments:
+                backend.TUNED[shape] = (block, segment)
+                found.append((float(time(run)), block, segment))
+    finally:
+        backend.TUNED.pop(shape)
+        if before is not None:
+            backend.TUNED[shape] = before
+    return sorted(found)

@@ -1,0 +1,59 @@
+"""How families register with timm: the facts of a tag and the creator of a variant."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg
+
+from vim.checkpoints import checkpoint_filter_fn
+from vim.layers import FeatureGetter, TimmModel
+
+Model = TypeVar("Model", bound=TimmModel)
+
+
+def tag_facts(**facts: object) -> dict[str, object]:
+    """Return the `pretrained_cfg` of a tag, `NAME.TAG`; by default for ImageNet-1k at 224 pixels."""
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        **facts,
+    }
+
+
+def create(
+    model_class: type[Model], variant: str, pretrained: bool, options: Mapping[str, Any], **defaults: object
+) -> Model:
+    """Build a variant of a family, as `timm.create_model` asks for it.
+
+    Args:
+        model_class: the family.
+        variant: the name without a tag.
+        pretrained: load the weights of the tag.
+        options: the user's, for the model class or for timm, such as `features_only` or `pretrained_cfg_overlay`.
+        defaults: options of the variant, which the user's replace.
+
+    Raises:
+        UserError: the weights are not the model's; see :func:`vim.checkpoints.load_pretrained`.
+    """
+    merged: dict[str, Any] = {**defaults, **options}
+    if merged.get("features_only"):  # the weights may have any head: it is not used
+        merged.setdefault("num_classes", 0)
+    # timm's own reader would prefer a file's running average over the weights whose accuracy is published
+    overlay = {"custom_load": "hf", **(merged.pop("pretrained_cfg_overlay", None) or {})}
+    return build_model_with_cfg(
+        model_class,
+        variant,
+        pretrained,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": model_class.out_indices, "feature_cls": FeatureGetter},
+        **merged,
+    )

@@ -1,0 +1,63 @@
+"""Training of classifiers: what a run writes, and models of timm's own."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+from PIL import Image
+
+from tests.tiny import FewDigits, few_digits, run_of, tiny_recipe
+from vim.data.datasets import BUILT_IN
+from vim.errors import UserError
+from vim.tasks.classification.train import plot_run
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    few_digits(monkeypatch)
+
+
+def test_the_pictures_of_a_run(tmp_path):
+    loop = run_of(tiny_recipe(schedule__num_epochs=1), tmp_path)
+    assert loop.fit()
+    plot_run(loop.task, loop)
+    for name in ("confusion.png", "curves.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 100
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet10t", 32), ("test_vit", 160), ("test_convnext", 160)])
+def test_models_of_timm_train(name, size, tmp_path):
+    """Convolutional ones too, which have no patch embedding; in grey, as the digits are."""
+    options = {"img_size": size} if "vit" in name else {}
+    recipe = tiny_recipe(data__batch_size=32, schedule__num_epochs=1)
+    model = {"model_name": name, "in_chans": 1, "num_classes": 10, **options}
+    loop = run_of(replace(recipe, model=model), tmp_path)
+    before = loop.task.model.get_classifier().weight.clone()
+    assert loop.fit()
+    assert (loop.task.model.get_classifier().weight != before).any()
+    assert loop.task.evaluation.images == 64
+    saved = timm.create_model(**model)
+    saved.load_state_dict(loop._state()["model"])
+
+
+class Broken(FewDigits):
+    """64 images to train on, of which the first four cannot be read."""
+
+    def __getitem__(self, index):
+        if self.train and index < 4:
+            raise UserError(f"image {index} is broken")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("most", "ends"), [(4 / 64, False), (3.9 / 64, True)])
+def test_as_many_unreadable_images_as_allowed_do_not_end_a_run(most, ends, tmp_path, monkeypatch):
+    monkeypatch.setitem(BUILT_IN, "digits", Broken)
+    loop = run_of(tiny_recipe(schedule__num_epochs=1, data__max_unreadable=most), tmp_path)
+    if ends:
+        with pytest.raises(UserError, match="4 of 64 images cannot be read, more than data.max_unreadable .6.09%."):
+            loop.fit()
+    else:
+        assert loop.fit()
+    lines = (tmp_path / "unreadable.txt").read_text().splitlines()
+    assert sorted(lines) == [f"image {index} is broken" for index in range(4)]

@@ -1,0 +1,53 @@
+"""Pictures of a run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save_figure(figure: "Figure", path: Path, dpi: int = 120) -> None:
+    """Write a figure and free its memory."""
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path, dpi=dpi)
+    plt.close(figure)
+
+
+def plot_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Draw the training loss and the held-out loss or error over the epochs, and the accuracy where there is one."""
+    import matplotlib.pyplot as plt
+
+    panels = [{"train_loss": "training", "loss": "held out", "mse": "held out"}]
+    panels += [{"top1": "held-out top-1"}] if "top1" in rows[0] else []
+    figure, columns = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), layout="constrained", squeeze=False)
+    for axes, labels in zip(columns[0], panels, strict=True):
+        for name in (name for name in labels if name in rows[0]):
+            axes.plot([row["epoch"] for row in rows], [row[name] for row in rows], label=labels[name])
+        axes.set(xlabel="epoch", ylabel="accuracy" if "top1" in labels else "loss")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    save_figure(figure, path)
+
+
+def plot_confusion(path: Path, confusion: Tensor, classes: Sequence[str]) -> None:
+    """Draw how often each class (rows) was predicted as each class (columns); up to 20 classes, with counts."""
+    import matplotlib.pyplot as plt
+
+    fractions = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
+    picture = axes.imshow(fractions.numpy(), cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(picture, label="fraction of the actual class")
+    axes.set(xlabel="predicted", ylabel="actual")
+    if len(classes) <= 20:
+        axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+        axes.set_yticks(range(len(classes)), classes)
+        for actual, predicted in confusion.nonzero().tolist():
+            shade = "white" if fractions[actual, predicted] > 0.5 else "black"
+            count = int(confusion[actual, predicted])
+            axes.text(predicted, actual, str(count), ha="center", va="center", color=shade, fontsize=8)
+    save_figure(figure, path)

@@ -1,0 +1,173 @@
+"""Export of models to torch.export's .pt2 and to ONNX, with dynamic batch.
+
+A .pt2 file calls the ops of this package, at the same speed: `import vim` before `torch.export.load`. An ONNX file
+holds standard operators only. Each selective scan is a `Scan`, whose size does not depend on the number of tokens.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import vim  # noqa: F401  registers the models and the ops
+from vim.data import input_shape
+from vim.engine.files import written_whole
+from vim.engine.weights import create_own, load_published
+from vim.errors import UserError
+
+Format = Literal["torch", "onnx"]
+
+SUFFIXES: dict[str, Format] = {".pt2": "torch", ".onnx": "onnx"}
+TOLERANCE = 1e-4  # rounding gives about 1e-6, a direction that is not reversed 1e-2
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass
+class Difference:
+    """The greatest difference between two outputs for a batch, and its ratio to the greatest output."""
+
+    batch_size: int
+    absolute: float
+    relative: float
+
+
+def build(name: str, *, checkpoint: Path | None = None, img_size: int | None = None) -> nn.Module:
+    """Return a model of this package in evaluation mode.
+
+    Args:
+        name: a timm name, such as vim_tiny, or local-dir:FOLDER, which has weights.
+        checkpoint: weights of the published layout. Without them a registered name has random weights.
+        img_size: height and width in pixels; the model's own if None.
+
+    Raises:
+        UserError: no such model, weights that do not fit it, or a size that it does not take.
+    """
+    model = load_published(name, checkpoint) if checkpoint else create_own(name, pretrained=":" in name)
+    if img_size is not None:
+        try:
+            model.set_input_size(img_size)
+        except ValueError as error:
+            raise UserError(f"{name} does not take images of {img_size} pixels: {error}") from error
+    return model.eval()
+
+
+def choose_format(path: Path) -> Format:
+    """Return the format of a file by its suffix.
+
+    Raises:
+        UserError: no format has this suffix.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"the file must end in {' or '.join(SUFFIXES)}, got {path}: rename it, or set --format")
+    return SUFFIXES[path.suffix]
+
+
+def check_installed(format: Format) -> None:
+    """Raise UserError if a format needs packages that are not there."""
+    missing = [name for name in _NEEDED if format == "onnx" and importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'vim-zoo[export]'")
+
+
+def export(
+    model: nn.Module,
+    path: Path,
+    *,
+    format: Format,
+    decompositions: Mapping[Any, Callable[..., Any]],
+    batch_sizes: tuple[int, ...] = (1, 2, 3),
+) -> list[Difference]:
+    """Write a model, load the file, and compare both on random images. A failure leaves no file.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        decompositions: for ONNX, the replacement of each op of this package: `vim.kernels.traceable.DECOMPOSITIONS`.
+
+    Returns:
+        a difference for each batch size.
+
+    Raises:
+        OSError: the file cannot be written.
+        UserError: its path is a folder, or a difference is above :data:`TOLERANCE`.
+    """
+    with written_whole(path) as beside:
+        program = _trace(model)
+        if format == "torch":
+            with beside.open("wb") as file:
+                torch.export.save(program, file)
+        else:
+            _save_onnx(program, beside, decompositions)
+        run = load_torch(beside) if format == "torch" else load_onnx(beside)
+        return [_compare(model, run, batch_size) for batch_size in batch_sizes]
+
+
+def load_torch(path: Path) -> Callable[[Tensor], Tensor]:
+    """Load a .pt2 file as a function of images."""
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    """Load an ONNX file in ONNX Runtime, on the CPU, as a function of images."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+@torch.no_grad()
+def _trace(model: nn.Module) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch")
+    return torch.export.export(model, (_random_images(model, 2),), dynamic_shapes=({0: batch},))
+
+
+@torch.no_grad()
+def _save_onnx(
+    program: torch.export.ExportedProgram, path: Path, decompositions: Mapping[Any, Callable[..., Any]]
+) -> None:
+    from onnx_ir import passes
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    exported = torch.onnx.export(
+        program.run_decompositions(dict(decompositions)),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: "batch"},),
+        optimize=False,  # takes minutes: the square of the nodes. ONNX Runtime does the same when it loads the file
+        verbose=False,
+    )
+    assert exported is not None
+    optimizer.inline(exported.model)
+    optimizer.fold_constants(exported.model)
+    passes.Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.ClearMetadataAndDocStringPass(),  # a stack trace for each node
+    )(exported.model)
+    assert {node.domain for node in exported.model.graph.all_nodes()} == {""}, "only standard operators"
+    exported.save(path, external_data=False)
+
+
+@torch.no_grad()
+def _compare(model: nn.Module, run: Callable[[Tensor], Tensor], batch_size: int) -> Difference:
+    images = _random_images(model, batch_size)
+    want, got = model(images), run(images)
+    absolute = (got - want).abs().max().item()
+    relative = absolute / want.abs().max().item()
+    if not relative <= TOLERANCE:  # nan is not
+        raise UserError(
+            f"the exported {type(model).__name__} differs from the model by {relative:.1e} of the greatest output at "
+            f"batch size {batch_size}: at most {TOLERANCE:.0e} expected, nothing is kept"
+        )
+    return Difference(batch_size, absolute, relative)
+
+
+def _random_images(model: nn.Module, batch_size: int) -> Tensor:
+    draw = torch.Generator().manual_seed(batch_size)
+    return torch.randn(batch_size, *input_shape(model), generator=draw)

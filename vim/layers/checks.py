@@ -1,0 +1,25 @@
+"""Options of a model that its constructor refuses."""
+
+from collections.abc import Sequence
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError unless an option is one of the names it can have."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+
+
+def check_counts(*, least: int = 1, **options: int) -> None:
+    """Raise ValueError unless each option is a whole number, and at least `least`."""
+    for name, value in options.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be at least {least} and whole, got {value!r}")
+
+
+def check_stages(**options: Sequence[int]) -> None:
+    """Raise ValueError unless each option has a positive whole number for each stage, and all for as many stages."""
+    for name, numbers in options.items():
+        if not numbers or not all(isinstance(number, int) and number >= 1 for number in numbers):
+            raise ValueError(f"{name} must be at least 1 and whole in each stage, got {numbers!r}")
+    if len({len(numbers) for numbers in options.values()}) > 1:
+        raise ValueError(f"{', '.join(options)} must have a number for each stage, got {tuple(options.values())}")

@@ -1,0 +1,24 @@
+"""Time, memory and compute of ops and models."""
+
+from vim.measure.compare import Row, plot
+from vim.measure.flops import FORMULAS, Counts, count
+from vim.measure.models import PASSES, compare_imports, compare_models
+from vim.measure.ops import compare_routes, compare_scans
+from vim.measure.overview import compare_everything
+from vim.measure.videos import compare_clips, compare_decoding
+
+__all__ = [
+    "FORMULAS",
+    "PASSES",
+    "Counts",
+    "Row",
+    "compare_clips",
+    "compare_decoding",
+    "compare_everything",
+    "compare_imports",
+    "compare_models",
+    "compare_routes",
+    "compare_scans",
+    "count",
+    "plot",
+]

@@ -1,0 +1,112 @@
+"""The compute of a forward pass, counted on the meta device: without weights, data or time.
+
+PyTorch's counter knows matrix products, convolutions and attention; of this package's ops it counts nothing, unless it
+has :data:`FORMULAS`. They also work with PyTorch's counter alone::
+
+    with FlopCounterMode(custom_mapping=FORMULAS) as counter:
+        model(image)
+
+Only forward passes are counted: there is no accepted count for the scan's backward pass.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import vim  # noqa: F401  registers the ops
+
+Shape = Sequence[int]
+Flops = Mapping[object, int]  # by op
+
+
+def _scan_flops(u: Shape, delta: Shape, A: Shape, *others: object, **options: object) -> int:
+    """9 b k l d n, for u (b, k, l, d) and A (k, d, n), as Mamba's author estimates. D and the gate are not counted.
+
+    Source: https://github.com/state-spaces/mamba/issues/110.
+    """
+    b, k, l, d = u
+    return 9 * b * k * l * d * A[-1]
+
+
+def _conv_flops(x: Shape, weight: Shape, *others: object, **options: object) -> int:
+    """2 b k l d w, for x (b, k, l, d) and w taps. Bias and SiLU are not counted, as in PyTorch's convolutions."""
+    b, k, l, d = x
+    return 2 * b * k * l * d * weight[-1]
+
+
+# The scan has two names: the counter sees the first in inference mode and the second under autograd, never both.
+_SCANS: dict[object, Callable[..., int]] = {
+    torch.ops.vim.selective_scan: _scan_flops,
+    torch.ops.vim.selective_scan_forward: _scan_flops,
+}
+FORMULAS = {**_SCANS, torch.ops.vim.causal_conv1d: _conv_flops}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The compute of one forward pass. Norms, activations, gates and sums are not counted.
+
+    Attributes:
+        published_macs: multiply-adds as in the published figures, which call them FLOPs: matrix products and
+            convolutions, except those between a mixer's input and output projections. The published counts come from
+            fvcore, which does not see into Mamba's fused kernel
+            (https://github.com/OpenGVLab/VideoMamba/issues/18).
+        macs: multiply-adds of all matrix products and convolutions.
+        scan_flops: FLOPs of the scans, 9 for each image, direction, token, channel and state.
+    """
+
+    published_macs: int
+    macs: int
+    scan_flops: int
+
+    @property
+    def flops(self) -> int:
+        """All that is counted: 2 FLOPs for each multiply-add, and the scans."""
+        return 2 * self.macs + self.scan_flops
+
+
+def count(model: nn.Module, input_size: Sequence[int], batch_size: int = 1) -> Counts:
+    """Count one forward pass of a model, in its present mode, on inputs of `input_size`: (c, h, w) or (c, t, h, w).
+
+    The model is not changed or moved: a copy without data runs. `published_macs` leaves out the products inside each
+    module that scans and has an `in_proj` and an `out_proj`, but counts these two.
+
+    Raises:
+        Exception: whatever the model raises for inputs of this size.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    stand_in = {name: tensor.detach().to("meta") for name, tensor in tensors}
+    dtype = next((tensor.dtype for tensor in model.parameters()), None)
+    image = torch.empty(batch_size, *input_size, dtype=dtype, device="meta")
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        torch.func.functional_call(model, stand_in, image)
+    flops = counter.get_flop_counts()
+    everything = flops.get("Global", {})
+    products = _products(everything)
+    return Counts(
+        published_macs=(products - _inside_mixers(flops)) // 2,
+        macs=products // 2,
+        scan_flops=sum(everything.values()) - products,
+    )
+
+
+def _products(flops: Flops) -> int:
+    """The FLOPs of everything but the scans."""
+    return sum(number for op, number in flops.items() if op not in _SCANS)
+
+
+def _inside_mixers(flops: Mapping[str, Flops]) -> int:
+    """The FLOPs of products between the input and output projections of modules that scan.
+
+    Args:
+        flops: by module and op.
+    """
+    inside = 0
+    for name, own in flops.items():
+        projections = [f"{name}.in_proj", f"{name}.out_proj"]
+        if _SCANS.keys() & own.keys() and flops.keys() >= set(projections):
+            inside += _products(own) - sum(_products(flops[projection]) for projection in projections)
+    return inside

@@ -1,0 +1,113 @@
+"""The scan's backends compared, and one call for several scan routes against a call a route."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vim.kernels import available_backends, selective_scan
+from vim.measure.compare import Row, compare
+
+PASSES = ("forward", "forward+backward")
+
+
+class Routes(NamedTuple):
+    """The inputs of one call of the scan, by name, and which of its directions run backwards."""
+
+    inputs: Mapping[str, Tensor]
+    reverse: Sequence[bool]
+
+
+def compare_scans(
+    batch_size: int,
+    device: str,
+    *,
+    tokens: int = 197,
+    channels: int = 768,
+    states: int = 16,
+    passes: Sequence[str] = PASSES,
+    rounds: int,
+) -> list[Row]:
+    """Compare the scan's backends, with softplus, D and gate; the loop over tokens is the baseline.
+
+    The default sizes are those of Vim-Small.
+    """
+    torch.manual_seed(0)
+    u, delta, z = torch.randn(3, batch_size, tokens, channels, device=device)
+    B, C = torch.randn(2, batch_size, tokens, states, device=device)
+    D, delta_bias = torch.randn(2, channels, device=device)
+    A = -torch.arange(1.0, states + 1, device=device).repeat(channels, 1)
+    inputs = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias - 3}
+
+    def scan(backend: str, backward: bool) -> None:
+        leaves = {name: tensor.detach().requires_grad_(backward) for name, tensor in inputs.items()}
+        y = selective_scan(**leaves, delta_softplus=True, backend=backend)
+        assert isinstance(y, Tensor)  # no last state was asked for
+        if backward:
+            torch.autograd.grad(y.sum(), list(leaves.values()))
+
+    rows = []
+    for run in passes:
+        names = [name for name in available_backends(device) if name != "reference"] + ["reference"]
+        calls = {f"scan, {name}": partial(scan, name, run != "forward") for name in names}
+        rows += compare(calls, run=run, batch_size=batch_size, size=tokens, rounds=rounds if run == "forward" else 2)
+    return rows
+
+
+def compare_routes(
+    device: str, *, shapes: Sequence[tuple[int, int]] = ((196, 768), (784, 384), (3136, 192), (12544, 192)), rounds: int
+) -> list[Row]:
+    """Compare ViM2's scan of an image along four routes in one call with four calls, the baseline.
+
+    The four routes are two orders of the tokens, each in both directions. Shapes are (tokens, channels).
+    """
+    rows = []
+    for l, d in shapes:
+        together, alone = routes(l, d, device)
+        for run in PASSES:
+            calls = {
+                "four routes, one call": partial(scan_routes, [together], run != "forward"),
+                "four routes, four calls": partial(scan_routes, alone, run != "forward"),
+            }
+            rows += compare(calls, run=run, batch_size=1, size=l, rounds=rounds)
+    return rows
+
+
+def routes(l: int, d: int, device: str) -> tuple[Routes, list[Routes]]:
+    """Draw the inputs of an image's scan along four routes, together and a copy for each route alone.
+
+    Together, the two orders of the tokens are two groups of d channels, and the two directions are k = 2.
+    """
+    u, delta = torch.randn(2, 1, 2, l, 2 * d, device=device)
+    B, C = torch.randn(2, 1, 2, l, 2, 16, device=device)
+    A = -torch.arange(1.0, 17, device=device).expand(2, 2 * d, 16).contiguous()
+    D, delta_bias = torch.randn(2, 2, 2 * d, device=device)
+    u = u[:, :1].expand(1, 2, l, 2 * d)  # both directions read the same tokens
+    inputs = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias - 3}
+    alone = [Routes(_route(inputs, k, g, d), [k == 1]) for k in (0, 1) for g in (0, 1)]
+    return Routes(inputs, [False, True]), alone
+
+
+def _route(inputs: Mapping[str, Tensor], k: int, g: int, d: int) -> dict[str, Tensor]:
+    own = slice(g * d, (g + 1) * d)
+    route = {name: inputs[name][:, k, None, :, own] for name in ("u", "delta")}
+    route |= {name: inputs[name][k, None, own] for name in ("A", "D", "delta_bias")}
+    route |= {name: inputs[name][:, k, None, :, g, None] for name in ("B", "C")}
+    return {name: tensor.contiguous() for name, tensor in route.items()}
+
+
+def scan_routes(groups: Sequence[Routes], backward: bool) -> list[Tensor]:
+    """Scan each group of routes in a call of its own, and add up its directions."""
+    ys = []
+    for inputs, reverse in groups:
+        leaves = {name: tensor.detach().requires_grad_(backward) for name, tensor in inputs.items()}
+        y = selective_scan(
+            **leaves, delta_softplus=True, reverse=reverse, combine="sum", return_last_state=False, backend="auto"
+        )
+        assert isinstance(y, Tensor)  # no last state was asked for
+        if backward:
+            torch.autograd.grad(y.sum(), list(leaves.values()))
+        ys.append(y)
+    return ys

@@ -1,0 +1,36 @@
+"""The comparisons that the documentation shows."""
+
+import itertools
+from functools import partial
+
+from vim.measure.compare import Row
+from vim.measure.models import PASSES, compare_models
+from vim.measure.ops import compare_routes, compare_scans
+from vim.measure.videos import compare_clips, compare_decoding
+
+SMALL, TINY = ("vim_small", "deit_small_patch16_224"), ("vim_tiny", "deit_tiny_patch16_224")
+
+
+def compare_everything(device: str, amp: str) -> list[Row]:
+    """Compare ops, models, clips and decoding at sizes that suit the device."""
+    measure = partial(compare_models, device=device, amp=amp)
+    if device != "cpu":
+        pairs = itertools.product((TINY, SMALL), (224, 512, 1024, 1248))
+        return [
+            *[row for names, size in pairs for row in measure(names, img_size=size, batch_size=8, rounds=10)],
+            *compare_routes(device, rounds=20),
+            *compare_clips(device, rounds=5),
+        ]
+    return [
+        *compare_scans(1, device, rounds=15),
+        *compare_scans(8, device, rounds=5, passes=["forward"]),  # the loop's backward takes 40 s
+        *measure(SMALL, img_size=224, batch_size=1, rounds=25, passes=PASSES[:1]),
+        *measure(SMALL, img_size=224, batch_size=8, rounds=7),
+        *measure(TINY, img_size=224, batch_size=1, rounds=15, passes=PASSES[:1]),
+        *measure(TINY, img_size=448, batch_size=1, rounds=9, passes=PASSES[:1]),
+        *measure(TINY, img_size=896, batch_size=1, rounds=5, passes=PASSES[:1]),
+        *measure(TINY, img_size=1248, batch_size=1, rounds=3, passes=PASSES[:1]),
+        *compare_routes(device, rounds=15),
+        *compare_clips(device, rounds=3),
+        *compare_decoding(rounds=5),
+    ]

@@ -1,0 +1,139 @@
+"""Training of classifiers of images and clips, by labels and on request also by a teacher's tokens."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+import timm
+import torch
+from accelerate import Accelerator
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from vim.data import Batch, Splits, build_datasets, image_mode
+from vim.engine.build import build_model
+from vim.engine.config import reading
+from vim.engine.loop import Loop
+from vim.engine.plots import plot_confusion, plot_curves
+from vim.engine.students import Distilled, distance
+from vim.errors import UserError
+from vim.options import ImageRecipe
+from vim.tasks.classification.evaluate import Evaluation, evaluate
+from vim.tasks.images import Images
+from vim.typing import VisionModel
+
+
+class Classification:
+    """The task of a recipe with labels; see :class:`vim.engine.loop.Task`.
+
+    Args:
+        resuming: whether a save's weights will replace those that the recipe's model starts from.
+
+    Attributes:
+        classes: names in the order of the model's outputs.
+        evaluation: the last one.
+
+    Raises:
+        UserError: the recipe does not fit the model or the data.
+    """
+
+    evaluation: Evaluation
+
+    def __init__(
+        self, recipe: ImageRecipe, work_dir: Path, accelerator: Accelerator, *, resuming: bool = False
+    ) -> None:
+        self.recipe, self.accelerator = recipe, accelerator
+        self.model = build_model({**recipe.model, **({"pretrained": False} if resuming else {})})
+        splits = build_datasets(recipe.data, image_mode(self.model))
+        self.classes = _classes(splits, self.model)
+        self.teacher: VisionModel | None = None
+        self.student: nn.Module = self.model
+        if recipe.teacher is not None:
+            with reading("teacher"):
+                teacher = cast(VisionModel, timm.create_model(**recipe.teacher).eval().requires_grad_(False))
+                self.student = Distilled(self.model, teacher)
+            self.teacher = teacher.to(accelerator.device)
+        self.images = Images(recipe, splits, self.model, work_dir, accelerator)
+        self.notes, self.batches_per_epoch = self.images.notes, self.images.batches_per_epoch
+        self.mixup, self.criterion = self._build_loss()
+
+    def _build_loss(self) -> tuple[Mixup | None, nn.Module]:
+        smoothing, batch_size = self.recipe.train.smoothing, self.recipe.data.batch_size
+        if not self.recipe.mixup:
+            return None, LabelSmoothingCrossEntropy(smoothing)
+        if batch_size % 2:
+            raise UserError(f"mixup needs an even data.batch_size, got {batch_size}")
+        with reading("mixup"):
+            mixup = Mixup(**self.recipe.mixup, label_smoothing=smoothing, num_classes=len(self.classes))
+            mixup(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long))
+            if mixup.mode not in ("batch", "pair", "elem"):
+                raise ValueError(f"mode must be 'batch', 'pair' or 'elem', got {mixup.mode!r}")
+        return mixup, SoftTargetCrossEntropy()
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Yield the training batches of an epoch from number `start` on."""
+        return self.images.batches(epoch, start)
+
+    def loss(self, student: nn.Module, batch: Batch) -> Tensor:
+        """Return the loss of images (b, c, h, w) or clips (b, c, t, h, w), mixed and labelled."""
+        images, targets = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch[:2])
+        if self.mixup is not None:
+            mixed, targets = self.mixup(images.flatten(1, -3), targets)  # the frames of a clip as channels
+            images = mixed.view(images.shape)
+        if self.teacher is None:
+            return self.criterion(student(images), targets)
+        logits, tokens = student(images)
+        with torch.no_grad():
+            wanted = self.teacher.forward_features(images)
+        return self.criterion(logits, targets) + distance(tokens, wanted)
+
+    def evaluate(self, model: nn.Module) -> Mapping[str, float]:
+        """Return the loss and the accuracies, as fractions, on the held-out part."""
+        self.evaluation = evaluate(model, self.images.held_out, self.accelerator, len(self.classes))
+        self.images.note_epoch(self.evaluation.unreadable)
+        return {"loss": self.evaluation.loss, "top1": self.evaluation.top1, "top5": self.evaluation.top5}
+
+    def score(self, figures: Mapping[str, float]) -> float:
+        """Return the accuracy."""
+        return figures["top1"]
+
+    def meta(self) -> dict[str, object]:
+        """Return the classes and the options of the evaluation transform."""
+        return {"classes": self.classes, "eval_transform": dict(self.recipe.data.eval_transform)}
+
+    def identity(self) -> Mapping[str, object]:
+        """Return the classes, which must not change when a run is resumed."""
+        return {"list of classes": self.classes}
+
+    def order(self) -> Mapping[str, object]:
+        """Return facts that the order of the images within an epoch follows from."""
+        return self.images.order()
+
+
+def _classes(splits: Splits, model: VisionModel) -> list[str]:
+    """Return the names of the data's classes, or their numbers where the data has no names.
+
+    Raises:
+        UserError: the model has another number of classes, or a label of the videos is none of them.
+    """
+    classes = splits.classes or [str(i) for i in range(model.num_classes)]
+    if model.num_classes != len(classes):
+        raise UserError(
+            f"the data has {len(classes)} classes and the model {model.num_classes}: "
+            f"--cfg-options model.num_classes={len(classes)}"
+        )
+    for part, dataset in (("train", splits.train), ("val", splits.held_out)):
+        most = max((video.label for video in getattr(dataset, "videos", [])), default=0)
+        if most >= len(classes):
+            raise UserError(
+                f"a video of {part} has label {most}, and the model {len(classes)} classes: "
+                f"--cfg-options model.num_classes={most + 1}"
+            )
+    return classes
+
+
+def plot_run(task: Classification, loop: Loop[Batch]) -> None:
+    """Draw `curves.png` and `confusion.png` in the work dir."""
+    plot_curves(loop.work_dir / "curves.png", loop.rows)
+    plot_confusion(loop.work_dir / "confusion.png", task.evaluation.confusion, task.classes)

@@ -1,0 +1,1 @@
+"""Masked pre-training of video models."""
