@@ -1,7 +1,7 @@
 """What every op checks of its tensors, and how an op without a backward kernel is differentiated."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def differentiate(
     inputs: Sequence[Tensor | None],
     grads_out: Tensor | tuple[Tensor, ...],
 ) -> list[Tensor | None]:
-    """Return the gradients of `inputs`, None for each input that is None, from those of what `run(*inputs)` returns.
+    """Return the gradients of `inputs` from those of `run(*inputs)`; None for an input that is None.
 
     Inside an op autograd is off, and only the transforms of torch.func differentiate.
     """
@@ -54,6 +54,6 @@ def differentiate(
     return [None if tensor is None else next(grads) for tensor in inputs]
 
 
-def refuse_to_differentiate_again(ctx: object, *grads: object) -> Any:
+def refuse_to_differentiate_again(ctx: object, *grads: object) -> NoReturn:
     """Raise RuntimeError: the backward formula of an op that is itself a backward pass."""
     raise RuntimeError("vim's kernels can be differentiated once")

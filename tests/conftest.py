@@ -48,3 +48,13 @@ def call(monkeypatch, capsys):
         return 0, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate keeps the precision of the first run of a process: forget it before and after the test."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)

@@ -561,6 +561,12 @@ def test_wrong_weights(name, tmp_path):
         build(path, **FEATURES)
 
 
+def test_only_colours_are_adapted_to_other_channels(tmp_path):
+    path = save(tmp_path / "weights.pth", random_weights(in_chans=1))
+    with pytest.raises(UserError, match=other(CONV, (16, 1, 8, 8), (16, 4, 8, 8))):
+        build(path, in_chans=4)
+
+
 @pytest.mark.parametrize("shape", [(), (10,), (10, 16, 1), (10**9, 0)], ids=str)
 def test_a_head_that_is_no_matrix(shape, tmp_path):
     path = save(tmp_path / "weights.pth", but(HEAD, torch.ones(shape)))

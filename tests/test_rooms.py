@@ -17,7 +17,7 @@ ALLOWED = {
     "models": {"layers", "checkpoints"},
     "vim/data": {"errors", "options"},
     "vim/engine": {"checkpoints", "data", "errors", "options", "typing"},
-    "vim/measure": {"data", "errors", "kernels", "models"},
+    "vim/measure": {"data", "errors", "kernels", "models", "typing"},
     "vim/tasks": {"checkpoints", "data", "engine", "errors", "models", "options", "typing"},
 }
 PARTS = {
@@ -77,6 +77,26 @@ for tool in sorted(pathlib.Path("tools").glob("*.py")):
 def test_every_tool_starts_without_optional_packages():
     done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+WITHOUT_TRAIN = f"""
+import pathlib, runpy, sys
+from vim.errors import UserError
+sys.modules.update(dict.fromkeys({sorted(NEEDED)}))
+for tool in sorted(pathlib.Path("tools").glob("*.py")):
+    try:
+        runpy.run_path(str(tool), run_name="imported")
+    except UserError as raised:
+        error = raised
+raise error
+"""
+
+
+def test_a_tool_without_its_packages_ends_with_a_line():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TRAIN], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    command = "pip install 'vim-zoo[train]'"
+    assert done.stderr == f"error: training or evaluation needs accelerate, which is not installed: {command}\n"
+    assert done.returncode == 1
 
 
 def test_tools_are_short():

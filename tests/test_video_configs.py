@@ -4,7 +4,6 @@ import re
 
 import pytest
 import timm
-from accelerate.state import AcceleratorState
 
 from tests.tiny import ROOT, configs_of, run_of, write_folder, write_image
 from vim.engine.config import load_recipe
@@ -206,14 +205,6 @@ TEACHERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """It keeps the precision of the first run of a process."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-
-
 def write_videos(root):
     """As folders of frames."""
     for part, count in (("train", 8), ("val", 2)):
@@ -226,6 +217,7 @@ def write_videos(root):
     return root
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("name", ROWS)
 def test_it_trains(name, tmp_path):
     frames, recipe, options = parse(name)[2], load_recipe(ROWS[name], ImageRecipe), dict(SMALL)

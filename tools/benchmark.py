@@ -16,9 +16,6 @@ from pathlib import Path
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that measures memory is talkative
 
 import torch
-from rich.box import ASCII2
-from rich.console import Console
-from rich.table import Table
 
 from vim.engine.files import write_csv
 from vim.errors import UserError, require, run
@@ -54,6 +51,11 @@ def chosen(arguments: argparse.Namespace) -> list[Row]:
 
 
 def show(rows: list[Row]) -> None:
+    require("rich", "benchmark.py")
+    from rich.box import ASCII2
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=ASCII2, show_edge=False)
     for header in ("", "", "batch", "size", "ms", "images/s", "peak MB", "speed"):
         table.add_column(header, justify="right" if header else "left")

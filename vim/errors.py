@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
-from types import ModuleType
+from importlib.util import find_spec
+from types import ModuleType, TracebackType
 
 # the packages that each extra of setup.cfg brings, by the names that Python imports
 EXTRAS = {
@@ -61,6 +63,29 @@ def require(module: str, purpose: str) -> ModuleType:
         if (error.name or "").partition(".")[0] != package:  # it is installed, but a package that it needs is not
             raise
         raise missing(package, purpose) from None
+
+
+def check_installed(*packages: str, purpose: str) -> None:
+    """Raise the error of :func:`require` if a package is not installed, without importing any.
+
+    For the top of a module. If nothing catches the error there, Python prints its line alone, without a traceback.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            sys.excepthook = partial(_print_error, sys.excepthook)
+            raise missing(package, purpose)
+
+
+def _print_error(
+    otherwise: Callable[[type[BaseException], BaseException, TracebackType | None], object],
+    kind: type[BaseException],
+    error: BaseException,
+    traceback: TracebackType | None,
+) -> None:
+    if isinstance(error, UserError):
+        sys.stderr.write(f"error: {error}\n")
+    else:
+        otherwise(kind, error, traceback)
 
 
 def run(main: Callable[[], None]) -> None:

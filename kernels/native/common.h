@@ -1,4 +1,4 @@
-// Structures of the C interface, pieces of channels, memory and threads: compiled once, for every instruction set.
+// What all instruction sets share: the structures of the C interface, pieces of channels, memory and threads.
 #pragma once
 
 #include <algorithm>
@@ -38,16 +38,16 @@ struct Scan {
   int64_t reverse;   // bit k set: direction k runs from the last token to the first
   int64_t softplus;  // delta goes through softplus
   int64_t combined;  // the directions are added up into one y
-  float scale;       // what the combined y is multiplied with
+  float scale;       // factor of the combined y
   Rows u, delta, B, C, z, y, ungated;
   const float *A, *D, *delta_bias, *initial_state;  // (k, d, n), (k, d), (k, d), (b, k, d, n); all but A may be null
-  float *last_state, *saved;                        // (b, k, d, n), (b, k, chunks, n, d); may be null
+  float *last_state, *saved;                        // (b, k, d, n), (b, k, chunks, blocks, n, lanes); may be null
 };
 
 struct ScanGrads {
-  Rows y, u, delta, z, B, C;  // B and C: one partial sum a piece of channels, in the place of the group
+  Rows y, u, delta, z, B, C;  // B and C have a partial sum for each piece of channels where the inputs have a group
   const float* last_state;
-  float *A, *D, *delta_bias, *initial_state;  // one an image: (b, k, d, n), (b, k, d), (b, k, d), (b, k, d, n)
+  float *A, *D, *delta_bias, *initial_state;  // for each image: (b, k, d, n), (b, k, d), (b, k, d), (b, k, d, n)
 };
 
 struct Conv {
@@ -60,7 +60,7 @@ struct Conv {
 
 struct ConvGrads {
   Rows y, x;
-  float *weight, *bias;  // one for each kConvTokens steps: (b chunks, k, d, width), (b chunks, k, d)
+  float *weight, *bias;  // partial sums of kConvTokens steps: (b chunks, k, d, width), (b chunks, k, d)
 };
 
 struct Norm {
@@ -72,12 +72,12 @@ struct Norm {
 
 struct NormGrads {
   const float* y;
-  float *x, *weight;  // (rows, d), (groups of kNormRows rows, d)
+  float *x, *weight;  // (rows, d), and partial sums of kNormRows rows: (rows / kNormRows rounded up, d)
 };
 
-constexpr int64_t kNormRows = 32;  // a task's rows: the gradient of the weight has a partial sum for each task
-constexpr int64_t kConvTokens = 32;  // a task's tokens: the gradients of the weights have a partial sum for each
-constexpr int64_t kSaved = 16;   // steps between two states kept for the backward pass
+constexpr int64_t kNormRows = 32;    // rows of a task
+constexpr int64_t kConvTokens = 32;  // tokens of a task
+constexpr int64_t kSaved = 16;       // steps between two states kept for the backward pass
 
 // A run of channels of one group. Each group is cut into pieces of the same width, fewer channels in the last.
 struct Piece {
@@ -94,6 +94,7 @@ Piece piece_of(int64_t channels, int64_t groups, int64_t width, int64_t index) {
   return {group, first, std::min(first + width, (group + 1) * in_group), index};
 }
 
+// Zeros, aligned for vectors.
 template <typename T>
 class Buffer {
  public:
@@ -113,7 +114,7 @@ class Buffer {
   T* data_;
 };
 
-// Decayed states end as denormal numbers, which cost a hundred cycles each: take them as zero while a task runs.
+// Decayed states become denormal numbers, which cost a hundred cycles each: treat them as zero while a task runs.
 class FlushDenormals {
 #if defined(__x86_64__)
  public:
@@ -130,7 +131,8 @@ class FlushDenormals {
 
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-// GOMP_parallel of the OpenMP library PyTorch has already loaded: a second team of threads would spin against it.
+// Returns GOMP_parallel of the OpenMP library that PyTorch has loaded: a second team of threads would compete with its
+// spinning one.
 Parallel find_openmp() {
 #if defined(__linux__)
   void* found = nullptr;
@@ -149,6 +151,7 @@ Parallel find_openmp() {
 #endif
 }
 
+// Runs task(0) ... task(count - 1), each once, on up to `threads` threads.
 template <typename Task>
 void parallel_for(int64_t count, int64_t threads, const Task& task) {
   struct Work {

@@ -14,10 +14,11 @@ static int64_t load_weights(const Conv& c, Vec* to) {
 
 constexpr int64_t kConvSteps = 8;
 
-// What the convolution gives at steps t0 to t0 + T of a block before its activation. W: its width at compile time.
-// weight[j] multiplies the token width - 1 - j steps back.
+// The convolution of a block at steps t0 to t0 + T, before its activation. weight[j] is for the token width - 1 - j
+// steps back. W: the width at compile time, 0 if unusual.
 template <int T, int W>
-static inline void convolve(const Conv& c, const Place& p, int64_t block, int64_t t0, const Vec* weight, Vec bias, Vec* y) {
+static inline void convolve(const Conv& c, const Place& p, int64_t block, int64_t t0, const Vec* weight, Vec bias,
+                            Vec* y) {
   const int64_t channel = p.channel(block), step = p.ahead(c.x, 1);
   const float* from = c.x.at(p.b, p.k, p.token(t0)) + channel;
   const Mask mask = p.mask(block);
@@ -52,7 +53,7 @@ static inline void conv_steps(const Conv& c, const Place& p, int64_t t0, const V
   }
 }
 
-// `steps` tokens from token t0 on, in the direction's own order.
+// The `steps` tokens from token t0 on, in the direction's order.
 template <int W>
 static void conv_tokens(const Conv& c, const Place& p, int64_t t0, int64_t steps, const Vec* weight) {
   const int64_t start = p.reverse ? c.tokens - t0 - steps : t0;
@@ -73,7 +74,8 @@ static void conv_forward(const Conv& c, int64_t threads) {
   });
 }
 
-// Up to kConvSteps steps of one block, backwards. x and dy: scratch for the steps and the width - 1 on either side, or after.
+// Up to kConvSteps steps of one block, backwards. Scratch memory: x for the steps and the width - 1 before and after
+// them, dy for the steps and the width - 1 after them.
 template <int W>
 static inline void conv_steps_backward(const Conv& c, const ConvGrads& grads, const Place& p, int64_t block, int64_t t0,
                                        int64_t steps, const Vec* weight, Vec* dweight, Vec* dbias, Vec* x, Vec* dy) {

@@ -1,9 +1,11 @@
 // Native CPU kernels: selective scan, depthwise causal convolution, RMSNorm; float32, behind a plain C interface.
 //
-// Channels lie in the SIMD lanes and time is cut into short chunks, the outer loop, so that everything a chunk needs
-// stays in the first-level cache. vectors.h, scan.h, conv.h and norm.h are compiled once for each instruction set; the best one the processor has is chosen at run time.
+// Channels are the SIMD lanes. The outer loop goes over short chunks of tokens, so that everything a chunk needs
+// stays in the first-level cache. vectors.h, scan.h, conv.h and norm.h are compiled once for each instruction set, in a
+// namespace of its own; the caller says which one runs.
 //
 // Do not build this with -ffast-math: it would fold away the rounding trick in exp2.
+
 #include "common.h"
 
 namespace {

@@ -1,6 +1,6 @@
 // RMSNorm for one instruction set; included after vectors.h, once for each.
 
-// What a row of x is multiplied with: 1 / rms(x).
+// 1 / rms(x) of a row.
 static inline float inverse_rms(const Norm& norm, const float* x) {
   Vec squares{};
   for (int64_t c = 0; c < norm.channels; c += kLanes) {

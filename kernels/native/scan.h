@@ -97,7 +97,7 @@ static Place place_of(const Scan& s, int64_t b, int64_t k, int64_t piece) {
 static void scan_forward(const Scan& s, int64_t threads) {
   const int64_t pieces = pieces_of(s.channels, s.groups, s.piece), each = s.combined ? s.directions : 1;
   auto* run = s.states == 16 ? scan_piece<16> : scan_piece<0>;
-  // Directions that are added up belong to one task: the sum then stays in its cache and its order is fixed.
+  // Directions that are added up are one task: their sum stays in its cache, and its order is fixed.
   parallel_for(s.images * (s.directions / each) * pieces, threads, [&](int64_t task) {
     const int64_t b = task / pieces / (s.directions / each), k0 = task / pieces % (s.directions / each);
     for (int64_t k = k0; k < k0 + each; ++k)

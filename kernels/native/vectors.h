@@ -7,7 +7,7 @@ typedef int32_t IntVec __attribute__((vector_size(4 * VIM_LANES)));
 
 static inline Vec splat(float x) { return Vec{} + x; }
 
-// Which lanes of a block hold channels: all of them but in the last block of a piece.
+// The lanes of a block that hold channels: all of them, except in the last block of a piece.
 #if VIM_LANES == 16
 typedef __mmask16 Mask;
 static inline Mask mask_of(int64_t lanes) { return static_cast<Mask>(lanes >= 16 ? 0xffff : (1 << lanes) - 1); }
@@ -41,7 +41,7 @@ static inline void store(float* to, Vec x, Mask lanes) {
 }
 #endif
 
-// Rows of one piece lie far apart in memory, out of the hardware prefetcher's sight.
+// Loads, and prefetches the next row: a piece's rows are too far apart for the hardware prefetcher.
 static inline Vec load_ahead(const float* from, int64_t next, Mask mask) {
   __builtin_prefetch(from + next);
   return load(from, mask);
@@ -57,8 +57,9 @@ static inline float sum_lanes(Vec x) {
 #endif
 }
 
-// 2^x to 1e-7 relative, at most 2^-126 below the normal numbers. A minimax polynomial on the fraction, the integer part
-// as exponent. Each operation waits for the one before it: M vectors side by side keep the processor busy.
+// 2^x with a relative error of 1e-7; results below the normal numbers are at most 2^-126. A minimax polynomial of the
+// fraction, with the integer part as exponent. Each operation waits for the one before it, so M vectors run side by
+// side to keep the processor busy.
 template <int M>
 static inline void exp2(Vec* x) {
   Vec f[M], p[M];
@@ -76,7 +77,7 @@ static inline void exp2(Vec* x) {
   const Vec low = splat(-126.0f), high = splat(127.99f);
   Vec shifted[M];
   for (int i = 0; i < M; ++i) {
-    x[i] = low > x[i] ? low : x[i];  // in this order a NaN passes
+    x[i] = low > x[i] ? low : x[i];  // this order keeps a NaN
     x[i] = high < x[i] ? high : x[i];
     shifted[i] = x[i] + 12582912.0f;  // 1.5 * 2^23: the addition rounds x to an integer, kept in the low bits
     f[i] = x[i] - (shifted[i] - 12582912.0f);
@@ -100,7 +101,8 @@ constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 static inline Vec absolute(Vec x) { return x < 0 ? -x : x; }
 
-// 1 / x to 1e-7 relative for 1 <= x <= 2^100: an estimate and Newton's step take a fifth of a division's time.
+// 1 / x with a relative error of 1e-7, for 1 <= x <= 2^100. An estimate and a Newton step take a fifth of the time of a
+// division.
 static inline Vec reciprocal(Vec x) {
 #if VIM_LANES == 16
   const Vec r = reinterpret_cast<Vec>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
@@ -136,7 +138,7 @@ static inline Vec softplus(Vec x) {
   return (x < 0 ? Vec{} : x) + w * p;
 }
 
-// One direction of one piece of one image, and where its tokens, channels and states lie.
+// One direction of one piece of one image, and the places of its tokens and channels.
 struct Place {
   int64_t b, k;
   Piece piece;
@@ -148,11 +150,11 @@ struct Place {
   int64_t channel(int64_t block) const { return piece.first + block * kLanes; }
   int64_t lanes(int64_t block) const { return std::min<int64_t>(kLanes, piece.end - channel(block)); }
   Mask mask(int64_t block) const { return mask_of(lanes(block)); }
-  // How many floats from a row to the one `steps` steps later.
+  // Floats from a row to the one `steps` steps later.
   int64_t ahead(const Rows& rows, int64_t steps) const { return (reverse ? -steps : steps) * rows.token; }
 };
 
-// Transposes (d, n) in memory to a vector of channels for each block and state, and back.
+// Transpose (d, n) in memory to a vector of channels for each block and state, and back.
 static void load_states(Vec* to, const float* from, const Place& p, int64_t n, float scale) {
   float* lanes_of = reinterpret_cast<float*>(to);
   for (int64_t c = p.piece.first; c < p.piece.end; ++c) {

@@ -1,9 +1,9 @@
 """The selective scan on a GPU, in Triton: forward, and backward without atomics.
 
-A program walks the tokens of one direction of one image for a block of channels, with the state in registers: a tuple
-of n vectors of float32, the loops over n unrolled. A reversed direction only has another first token and step. Where
-the programs are too few for a GPU, the tokens are cut into segments, whose ends are found first; where the states are
-too many for the registers, they take several launches.
+A program walks the tokens of one direction of one image for a block of channels. It keeps the state in registers: a
+tuple of n float32 vectors, with the loops over n unrolled. A reversed direction has another first token and step. If
+the programs are too few for a GPU, the tokens are cut into segments, whose last states are computed first. States that
+are too many for the registers take several launches.
 
 Sizes: b images, k directions, l tokens, d channels, g groups of B and C, n states; s segments, c chunks of 64 tokens.
 """
@@ -22,14 +22,12 @@ from .triton_gate import combine_directions, differentiate_combined
 from .triton_kernels import ends_kernel, forward_kernel, gradients_kernel, states_kernel
 
 CHUNK = 64  # tokens between two saved states
-MOST_STATES = 24  # of a launch: more spill registers, and take minutes to compile
+MOST_STATES = 24  # in a launch: more would spill registers and take minutes to compile
 BUSY = 1024  # programs; fewer than half of them leave a GPU idle
-TUNED: dict[tuple[int, int, int, int, int], tuple[int, int]] = {}  # see configuration; found by tune.py
-LAUNCH: dict[str, object] = {
-    "num_warps": 1,
-    "num_stages": 1,
-    "enable_fp_fusion": True,
-}  # one warp: sums need no barrier
+# by (b k, l, d, g, n) what `configuration` returns instead of its default; found with tune.py, and goes with it
+TUNED: dict[tuple[int, int, int, int, int], tuple[int, int]] = {}
+# one warp: sums need no barrier
+LAUNCH: dict[str, object] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
 
 
 @on_its_device
@@ -226,23 +224,23 @@ def _scans(inputs: Inputs, options: Options) -> Iterator[_Scan]:
 
 
 def configuration(rows: int, l: int, d: int, g: int, n: int) -> tuple[int, int]:
-    """The channels of a program and the tokens of a segment, for b k rows.
+    """Return the channels of a program and the tokens of a segment, for b k rows.
 
-    A function of the shapes alone, since sums over channels and segments depend on it in the last bit. Two channels a
-    thread share the loads of B and C, and take 9 instructions a state update in the place of 12: where the registers
-    suffice, and the programs for the 528 schedulers of an H100, twice over.
+    They depend on the shapes alone, because the last bit of sums over channels and segments depends on them. With 64
+    channels a thread has two, which share the loads of B and C: 9 instructions a state update instead of 12. That needs
+    few enough states for the registers, and enough programs for the 528 schedulers of an H100, twice over.
     """
     if (rows, l, d, g, n) in TUNED:
         return TUNED[rows, l, d, g, n]
     block = 64 if n <= 16 and rows * g * triton.cdiv(d // g, 64) >= BUSY else 32
     chunks, programs = triton.cdiv(l, CHUNK), rows * g * triton.cdiv(d // g, block)
     segments = BUSY // 2 // programs
-    # to find the ends takes about as long as the scan: two segments would gain nothing
+    # the last states of the segments take about as long as the scan itself: two segments would gain nothing
     return block, triton.cdiv(chunks, segments if segments > 2 else 1) * CHUNK
 
 
 def _ungated(u: Tensor) -> torch.dtype:
-    """What holds y before the gate, and its gradient: float16 ends at 65,504, and the gate may be small."""
+    """Return the dtype of y before the gate and of its gradient: with a small gate they may pass float16's 65,504."""
     return torch.float32 if u.dtype == torch.float16 else u.dtype
 
 

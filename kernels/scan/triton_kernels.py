@@ -1,10 +1,11 @@
 # mypy: ignore-errors
 """The kernels of :mod:`vim.kernels.scan.triton`, which says how they work together.
 
-A tensor's strides are `x_at`: image, direction, token, group. Rows of channels are dense. Where no strides are given,
-the tensor is dense: (b, k, l, d), (k, d, n), (b, k, d, n); at borders of chunks or segments (b, k, c or s, n, d).
-Grids: programs, one for each image, direction, group and block of channels; by segments, or times chunks: only a grid's
-first number can be above 65,535.
+`x_at` are the strides of x: image, direction, token, group. The last dimension is contiguous. A tensor without strides
+is contiguous: (b, k, l, d), (k, d, n), (b, k, d, n), or at the borders of chunks or segments (b, k, c or s, n, d).
+
+A program takes one image, direction, group and block of channels. The grid is (programs, segments), or (programs times
+chunks,): only the first number of a grid can be above 65,535.
 """
 
 import triton
@@ -21,9 +22,10 @@ def forward_kernel(
     partial, y, ungated, saved, last_state, k, l, d, g, segment, reverse, FIRST: tl.constexpr, LAST: tl.constexpr,
     N: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """y, y before the gate, the states at the chunks' borders, the last state: those given.
+    """Write those outputs that are given: y, y before the gate, the states at the chunks' borders, the last state.
 
-    Not the LAST states of several launches: the sum of C h so far, to `partial`; the FIRST start it.
+    With the states in several launches, `partial` passes on the sum of C h: only the FIRST launch does not read it, and
+    only the LAST writes y.
     """
     image, direction, group, channel, inside, block = _place(tl.program_id(0), k, d, g, BLOCK)
     row = image * k + direction
@@ -55,7 +57,7 @@ def forward_kernel(
             _store_vectors(saved, place * N * d + channel, d, state, inside, N)
         for i in range(start, min(start + CHUNK, last)):
             x, dt = ahead.to(tl.float32), _step_size(delta_ahead, bias, SOFTPLUS)[0]
-            # the next token's, so that memory is not waited for; the last's again at the end
+            # load the next token before this one is used, to hide the latency; after the last token, the last again
             u += tl.where(i + 1 < last, step, 0) * u_at[2]
             delta += tl.where(i + 1 < last, step, 0) * delta_at[2]
             ahead, delta_ahead = tl.load(u + channel, inside, 0.0), tl.load(delta + channel, inside, 0.0)
@@ -94,9 +96,9 @@ def ends_kernel(
     x, x_at, delta, delta_at, B, B_at, A, delta_bias, ends, steps, k, l, d, g, segment, reverse,
     N: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr, BACKWARDS: tl.constexpr,
 ):  # fmt: skip
-    """Where a segment leads from zero: its last state.
+    """Write the last state of each segment that starts from zero, and the segment's sum of dt.
 
-    BACKWARDS, given dy for u and C for B: the gradient of the state before it.
+    BACKWARDS, with dy for x and C for B, it is the gradient of the state before the segment.
     """
     image, direction, group, channel, inside, block = _place(tl.program_id(0), k, d, g, BLOCK)
     first, last = tl.program_id(1) * segment, min(tl.program_id(1) * segment + segment, l)
@@ -138,7 +140,7 @@ def states_kernel(
     k, l, d, g, segment, reverse,
     N: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """The first walk, of a chunk: dC, the sum of A C kept, the sum of dt, and this walk's part of dA."""
+    """Run the first walk over a chunk; write dC, the sum of A C kept, the sum of dt, and this walk's part of dA."""
     chunks = tl.cdiv(l, CHUNK)
     chunk = tl.program_id(0) % chunks
     image, direction, group, channel, inside, block = _place(tl.program_id(0) // chunks, k, d, g, BLOCK)
@@ -193,9 +195,10 @@ def gradients_kernel(
     k, l, d, g, segment, reverse, FIRST: tl.constexpr, LAST: tl.constexpr,
     N: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """The second walk, from the last token of a segment to its first: every gradient but dC.
+    """Run the second walk, from the last token of a segment to its first; write every gradient but dC.
 
-    Not the LAST states of several launches: what du and ddelta are made of, to `partial`; the FIRST start it.
+    With the states in several launches, `partial` passes on the sums behind du and ddelta: only the FIRST launch does
+    not read it, and only the LAST writes du and ddelta.
     """
     image, direction, group, channel, inside, block = _place(tl.program_id(0), k, d, g, BLOCK)
     row = image * k + direction
@@ -288,7 +291,7 @@ def gradients_kernel(
 
 @triton.jit
 def _place(program, k, d, g, BLOCK: tl.constexpr):
-    """A program's image, direction, group, channels, which of them there are, and its block in the group."""
+    """Return a program's image, direction, group, channels, the mask of those inside d, and its block in the group."""
     blocks = tl.cdiv(d // g, BLOCK)
     block, group, row = program % blocks, program // blocks % g, program // (blocks * g)
     channel = block * BLOCK + tl.arange(0, BLOCK)
@@ -297,20 +300,20 @@ def _place(program, k, d, g, BLOCK: tl.constexpr):
 
 @triton.jit
 def _walk(first, l, direction, reverse):
-    """The token a direction takes first, or after `first` others, and the step to the next."""
+    """Return the token that a direction takes after `first` others, and the step to its next."""
     backwards = reverse >> direction & 1
     return first + backwards * (l - 1 - 2 * first), 1 - 2 * backwards
 
 
 @triton.jit
 def _row(x, x_at, image, direction, token):
-    """Where a token starts in a tensor of strides x_at."""
+    """Return the address of a token in a tensor of strides x_at."""
     return x + image * x_at[0] + direction.to(tl.int64) * x_at[1] + token.to(tl.int64) * x_at[2]
 
 
 @triton.jit
 def _rates(A, direction, d, channel, inside, N: tl.constexpr):
-    """A for powers of 2: the processor has no others."""
+    """Return A log2(e), n vectors: the GPU computes powers of 2."""
     rates = ()
     for n in tl.static_range(N):
         rates = rates + (tl.load(A + (direction * d + channel) * N + n, inside, 0.0) * LOG2E,)
@@ -324,7 +327,7 @@ def _of_channels(x, direction, d, channel, inside):
 
 @triton.jit
 def _vectors(x, first, step, inside, N: tl.constexpr):
-    """n vectors from memory, or of zeros."""
+    """Load n vectors; zeros if x is None."""
     vectors = ()
     for n in tl.static_range(N):
         if x is None:
@@ -342,7 +345,7 @@ def _store_vectors(x, first, step, vectors, inside, N: tl.constexpr):
 
 @triton.jit
 def _store_sums(x, vectors, N: tl.constexpr, BLOCK: tl.constexpr):
-    """Store the sums of n vectors over the channels, n numbers side by side."""
+    """Store the sums of n vectors over the channels as n adjacent numbers."""
     for n in tl.static_range(0, N, 32):
         sums = _sums(vectors, n, min(32, N - n), BLOCK)
         lane = tl.arange(0, 32)
@@ -351,9 +354,10 @@ def _store_sums(x, vectors, N: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _sums(vectors, first, count: tl.constexpr, BLOCK: tl.constexpr):
-    """Up to 32 vectors' sums, each in its lane: a butterfly that halves the vectors with every exchange of lanes.
+    """Return the sums of up to 32 vectors, each in its lane.
 
-    Summed one by one, each would take five exchanges; all together take about one each.
+    A butterfly halves the number of vectors with every exchange of lanes: about one exchange for each vector, where
+    summing them one by one takes five.
     """
     lane = tl.arange(0, 32)
     sums = ()
@@ -375,7 +379,7 @@ def _sums(vectors, first, count: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _pass_segment(state, ends, steps, place, rates, d, channel, inside, N: tl.constexpr):
-    """The state at the other end of a segment, by where the segment leads from zero and its sum of dt."""
+    """Return the state at the far end of a segment, from the state before it and what :func:`ends_kernel` wrote."""
     dt = tl.load(steps + place * d + channel, inside, 0.0)
     end = _vectors(ends, place * N * d + channel, d, inside, N)
     moved = ()
@@ -386,12 +390,12 @@ def _pass_segment(state, ends, steps, place, rates, d, channel, inside, N: tl.co
 
 @triton.jit
 def _step_size(delta, bias, SOFTPLUS: tl.constexpr):
-    """dt and its slope with delta, without overflow, and exact for small dt, where the logarithm of 1 + e is not."""
+    """Return dt and its derivative by delta, without overflow, and to all digits where log(1 + e) would lose some."""
     x = delta.to(tl.float32) + bias
     dt, slope = x, tl.full(x.shape, 1.0, tl.float32)
     if SOFTPLUS:
         e = tl.exp2(tl.abs(x) * -LOG2E)
-        # log(1 + e) / e for e in [0, 1], to 3e-8: fitted to the least relative error
+        # log(1 + e) / e for e in [0, 1], a polynomial fitted to the least relative error: 3e-8
         log = 0.00523267664 * e - 0.0295051682
         log = log * e + 0.0782258369
         log = log * e - 0.13663236

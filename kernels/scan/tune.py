@@ -1,13 +1,13 @@
-"""The search for the fastest configuration of the scan on a GPU. Nothing calls it by itself.
+"""Search for the fastest configuration of the scan on a GPU, by hand or from `python -m vim.measure.gpu`.
 
     from vim.kernels.scan.tune import tune
     tune(b=64, k=2, l=197, d=768, n=16)
 
-What it finds goes into `triton.TUNED`, with the GPU's name: results differ in the last bit between configurations.
+The result goes into `TUNED` of triton.py by hand, with the GPU's name. Nothing is tuned at run time, because results
+differ in the last bit between configurations. If no measured configuration beats the default, this file and `TUNED` go.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import triton
@@ -25,12 +25,18 @@ def tune(
     n: int,
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cuda",
-    time: Callable[[Callable[[], Any]], Any] = triton.testing.do_bench,
+    time: Callable[[Callable[[], None]], float] = triton.testing.do_bench,
 ) -> list[tuple[float, int, int]]:
-    """Time forward and backward in every configuration.
+    """Time the forward and backward pass in every configuration.
+
+    Args:
+        b, k, l, d, n: sizes of the scan: images, directions, tokens, channels, states.
+        dtype: of u, delta, B, C and z.
+        device: where to run.
+        time: returns the milliseconds of a function.
 
     Returns:
-        (milliseconds, channels of a program, tokens of a segment), the fastest first.
+        (milliseconds, channels of a program, tokens of a segment) of each configuration, the fastest first.
     """
     draw = torch.Generator(device).manual_seed(0)
 

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 from tests.engine.test_kills import CONTEXT, stop
 from tests.engine.test_loop import load
+from tests.tasks.test_forecasting import make, small_recipe, write
 from tests.tiny import FewDigits, run_of, tiny_recipe, write_parquet, write_shards
 from vim.data.datasets import BUILT_IN
 from vim.engine.launch import join_processes
@@ -44,7 +45,9 @@ def train(rank, world, port, work_dir, options, sharded, arrange=None):
         os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     if sharded:
         Accelerator.prepare = shard
-    run_of(tiny_recipe(**options), work_dir, find_last(work_dir)).fit()
+    series = options.get("data__dataset") == "csv"
+    recipe = small_recipe(**options) if series else tiny_recipe(**options)
+    run_of(recipe, work_dir, find_last(work_dir)).fit()
     if world > 1:
         torch.distributed.destroy_process_group()
 
@@ -83,6 +86,20 @@ def test_two_processes_have_the_losses_of_one(options, tmp_path):
     for one, two in zip(alone, together, strict=True):
         for key in ("lr", "train_loss", "loss", "top1", "top5"):
             assert two[key] == pytest.approx(one[key], rel=2e-5), key
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"train__ema_decay": 0.9, "train__accumulate": 2}], ids=["plain", "accumulate-ema"]
+)
+def test_two_processes_forecast_as_one(extra, tmp_path):
+    table = write(tmp_path / "table.csv", make())
+    options = {"data__dataset": "csv", "data__file": str(table), "model__drop_rate": 0.0, **extra}
+    alone = run(1, tmp_path / "one", **options, data__batch_size=32)
+    together = run(2, tmp_path / "two", **options, data__batch_size=16)
+    assert len(alone) == len(together) == 2
+    for one, two in zip(alone, together, strict=True):
+        for key in ("lr", "train_loss", "mse", "mae"):
+            assert two[key] == pytest.approx(one[key], rel=2e-4), key
 
 
 def test_a_model_spread_over_processes(tmp_path):

@@ -1,23 +1,19 @@
 """The Triton kernels: in Triton's interpreter at small sizes where there is no GPU, else on it, real sizes too."""
 
-import subprocess
-import sys
-from types import SimpleNamespace
-
 import pytest
 import torch
-from test_causal_conv1d import make_inputs as make_conv_inputs
-from test_causal_conv1d import run_with_gradients as run_conv
-from test_rms_norm import run_with_gradients as run_norm
-from test_selective_scan import (
+
+from tests.kernels.test_conv1d import make_inputs as make_conv_inputs
+from tests.kernels.test_conv1d import run_with_gradients as run_conv
+from tests.kernels.test_norm import run_with_gradients as run_norm
+from tests.kernels.test_scan import (
     OPTIONAL,
     alternating,
     assert_close,
     in_float64,
     make_inputs,
 )
-
-from vim.kernels import available_backends, backends, causal_conv1d, selective_scan
+from vim.kernels import causal_conv1d, selective_scan
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 from tests.interpreter import needs_loops  # noqa: E402
@@ -285,39 +281,6 @@ def test_tuning_leaves_no_trace():
         (3.0, 32, 64),
     ]
     assert not triton_scan.TUNED
-
-
-def test_chosen_for_tensors_on_a_gpu(monkeypatch):
-    def choose(device, dtype, name="auto"):
-        return backends.choose_backend(name, SimpleNamespace(device=torch.device(device), dtype=dtype))
-
-    assert available_backends("cuda") == ("reference", "chunked", "triton")
-    assert [choose("cuda", dtype) for dtype in DTYPES] == ["triton"] * 3
-    assert choose("cuda", torch.float64) == "chunked"
-    assert choose("cpu", torch.float32) != "triton"
-    with pytest.raises(ValueError, match="'triton' takes float32, bfloat16 or float16, got float64: use 'chunked'"):
-        choose("cuda", torch.float64, "triton")
-    with pytest.raises(ValueError, match="'cpu' takes tensors on the CPU, got cuda"):
-        choose("cuda", torch.float32, "cpu")
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(ValueError, match="'triton' takes tensors on a GPU, got cpu.*TRITON_INTERPRET=1"):
-        choose("cpu", torch.float32, "triton")
-    monkeypatch.setattr(backends, "has_triton", lambda: False)
-    assert choose("cuda", torch.float32) == "chunked"
-    with pytest.raises(RuntimeError, match="triton, which is not installed"):
-        choose("cuda", torch.float32, "triton")
-
-
-def test_nothing_else_needs_triton():
-    code = """
-import sys
-sys.modules["triton"] = None
-import torch, vim
-from vim.kernels import available_backends, rms_norm
-assert "triton" not in available_backends("cuda")
-rms_norm(torch.ones(2, 3), torch.ones(3))
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @needs_gpu

@@ -148,6 +148,14 @@ def test_stopping_early(name):
     assert torch.equal(features, want if name == "test_vim2" else model.norm_f(calls[1]))
 
 
+def test_the_final_norm_follows_the_last_block_only(name):
+    torch.manual_seed(0)
+    model, image = timm.create_model(name).eval(), torch.randn(1, 3, 64, 64)
+    plain, normed = (model.forward_intermediates(image, norm=norm, intermediates_only=True) for norm in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain[:-1], normed[:-1], strict=True))
+    assert (plain[-1] - normed[-1]).abs().max() > 0.1
+
+
 def test_maps_have_the_models_precision(name):
     """Although the residual stream is float32."""
     model = timm.create_model(name, dtype=torch.bfloat16).eval()

@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from vim.measure.gpu.inputs import alternating, draw_scan  # noqa: E402
 from vim.measure.gpu.shapes import REAL, TOY, Scan  # noqa: E402
 from vim.measure.gpu.stage import Failure, Stage, append, read  # noqa: E402
 from vim.measure.gpu.table import LAYER, LONG, TARGETS, passed, table  # noqa: E402
+from vim.measure.models import attention  # noqa: E402
 
 ON_CPU = pytest.mark.skipif(card.DEVICE == "cuda", reason="for a machine without a GPU")
 
@@ -32,7 +34,7 @@ def rehearse(tmp_path, monkeypatch):
             monkeypatch.setattr(module, "new_seed", lambda: 1)
 
     def rehearse(module, kind, **options):
-        stage = Stage("stage", tmp_path, end=math.inf, rehearse=True, **options)
+        stage = Stage("stage", tmp_path, end=time.monotonic() + 600, rehearse=True, **options)
         module.run(stage)
         return read(stage.file, kind), read(stage.file, Failure)
 
@@ -60,9 +62,12 @@ def test_ops(rehearse):
     assert all((row.exponentials > 0) == (row.op == "scan") for row in rows)
 
 
-def test_models(rehearse):
+def test_models(rehearse, monkeypatch):
+    fused = []
+    monkeypatch.setattr(models, "attention", lambda **options: fused.append(options["fused"]) or attention(**options))
     rows, failures = rehearse(models, models.ModelTime)
     assert failures == []
+    assert fused == [case.attention == "fused" for case in TOY.models]
     assert [(row.name, row.run, row.attention, row.mode) for row in rows] == [
         (case.name, case.run, case.attention, case.mode) for case in TOY.models
     ]
@@ -130,7 +135,18 @@ def test_profile(rehearse, profiler):
 def test_without_a_profiler(rehearse, monkeypatch):
     monkeypatch.setattr(profile, "find_profiler", lambda: None)
     monkeypatch.setattr(profile.sys, "executable", "true")  # profiles nothing
-    assert rehearse(profile, profile.Profiled)[1] == [Failure("profile", "left out: ncu is not installed")]
+    assert rehearse(profile, profile.Profiled) == ([], [Failure("profile", "left out: ncu is not installed")])
+
+
+def test_a_profiler_that_fails(rehearse, monkeypatch):
+    monkeypatch.setattr(profile, "find_profiler", lambda: "false")
+    assert rehearse(profile, profile.Profiled) == ([], [Failure("profile", "ended with status 1:")])
+
+
+@needs_loops
+def test_a_graph_that_replays_nothing_is_seen(monkeypatch):
+    monkeypatch.setattr(usage, "graphed", lambda run: run() or (lambda: None))
+    assert not usage.check_graph(TOY.scans[0]).passed
 
 
 def test_a_wrong_element_is_seen():
@@ -146,7 +162,8 @@ def test_a_wrong_element_is_seen():
     assert error(0.01).worst == "y"
     assert not error(0.01).passed
     assert not error(float("nan")).passed
-    assert error(float("nan")).worst == "y"
+    broken = [{"y": want.float() + 1, "z": want.float() * float("nan")}]
+    assert compare("a", "float32", 0, broken, {"y": want, "z": want}).worst == "z"
     # of one element: ten times the tolerance, of the largest; of all: the tolerance, of the norm
     spread = [{"y": want * (1 + 2e-4)}]
     assert compare("a", "float32", 0, spread, {"y": want}).error == pytest.approx(2)
@@ -162,7 +179,7 @@ def test_other_bits_in_a_second_run_are_seen():
     y = torch.ones(3)
     assert compare("a", "float32", 0, [{"y": y}, {"y": y.clone()}], {"y": y}).repeatable
     other = compare("a", "float32", 0, [{"y": y}, {"y": y.nextafter(y + 1)}], {"y": y})
-    assert not other.repeatable
+    assert (other.error, other.repeatable) == (0, False)
     assert not other.passed
 
 
@@ -337,7 +354,7 @@ def write_results(out, *, wrong=False, missed=False):
     for layer in REAL.layers:
         for op, by, _, runs in ops.COMPARED:
             for run in runs:
-                time = (0.2 if missed else 0.1) if by == "triton" else 0.15
+                time = {"triton": 0.2 if missed else 0.1, "chunked": 0.3}.get(by, 0.15 if op == "scan" else 0.4)
                 time *= 1 if run == "forward" else 3
                 row = ops.OpTime(op, layer, by, run, time, 0.5, 0.4 if missed else 0.7, 1.0)
                 append(out / "ops.jsonl", row)
@@ -380,6 +397,11 @@ def test_a_table_of_nothing(tmp_path):
     assert [line.split()[-1] for line in table(tmp_path)[1:]] == ["-"] * len(TARGETS)
     assert passed(tmp_path)
     append(tmp_path / "correct.jsonl", Failure("scan", "not reached in the stage's time"))
+    assert not passed(tmp_path)
+    (tmp_path / "correct.jsonl").unlink()
+    append(tmp_path / "ops.jsonl", Failure("scan, mambapy", "left out"))
+    assert passed(tmp_path)
+    append(tmp_path / "ops.jsonl", Failure("stage ops", "stopped after 9 s"))
     assert not passed(tmp_path)
 
 

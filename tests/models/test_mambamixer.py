@@ -253,6 +253,20 @@ def test_drop_path_rates_grow_from_none_to_all_of_it():
     assert rates == pytest.approx([0.05 * i for i in range(1, 15)])  # of 15 mixers the first has none
 
 
+@pytest.mark.parametrize(("channel_mixer", "per_layer"), [("tied", 3), ("transposed", 3), ("none", 2)])
+def test_mixers_start_smaller_the_more_a_stage_has(channel_mixer, per_layer):
+    """Each adds to the same stream, as in Mamba."""
+    model = build(channel_mixer=channel_mixer, embed_dims=(64,), channel_dims=(64,), depths=(4,))
+    layer = model.stages[0].layers[0]
+    mixers = [layer.token_mixer[1].mixer]
+    if channel_mixer != "none":
+        mixers.append(getattr(layer.channel_mixer.mixer, "mixer", layer.channel_mixer.mixer))
+    for mixer in mixers:
+        weight = mixer.out_proj.weight
+        bound = weight.shape[1] ** -0.5 / (4 * per_layer) ** 0.5
+        assert weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+
+
 def test_weight_decay_and_layer_groups():
     model = build()
     assert model.no_weight_decay() <= dict(model.named_parameters()).keys()

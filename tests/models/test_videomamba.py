@@ -10,6 +10,7 @@ from torch import nn
 
 import vim  # noqa: F401  registers the models
 from tests.golden.check import check_keys, check_outputs, load_cases, published_weights
+from tests.tiny import ROOT
 from vim.checkpoints import load_pretrained
 from vim.engine.weights import save_for_timm
 from vim.errors import UserError
@@ -547,6 +548,15 @@ def test_every_published_file_has_a_tag(size, tmp_path, monkeypatch):
         assert data["crop_pct"] == (1.0 if "_f" in architecture else 0.875)
     files = {timm.get_pretrained_cfg(name).hf_hub_filename for name in tags}
     assert files == {f"videomamba_{file}.pth" for file in PUBLISHED if parts(file)[0] == size}
+
+
+def test_the_published_table_is_the_model_zoos():
+    """Row by row, by model and columns, as docs/model_zoo.md has it."""
+    zoo = (ROOT / "docs/model_zoo.md").read_text()
+    figures = [top1 for top1 in PUBLISHED.values() if top1]
+    tables = [re.findall(r"\d+\.\d", row) for row in re.findall(r"^\| `(?!vim).*\|$", zoo, re.MULTILINE)]
+    assert figures == [float(figure) for row in tables for figure in row]
+    assert (len(figures), len(PUBLISHED)) == (58, 63)
 
 
 def test_default_tags():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.engine.test_loop import assert_same, load
 from tests.tiny import ROOT, run_of
 from vim.data.series import BUILT_IN, Series, build_windows, calendar, read_series
 from vim.engine.config import load_recipe
@@ -55,10 +56,13 @@ def write(path, series, missing=()):
     return path
 
 
-def trainer(folder, resume=False, **options):
+def small_recipe(**options):
     options = {key.replace("__", "."): value for key, value in options.items()}
-    recipe = load_recipe(BASE, SeriesRecipe, {**SMALL, **options})
-    return run_of(recipe, folder, choose_save("auto" if resume else None, folder))
+    return load_recipe(BASE, SeriesRecipe, {**SMALL, **options})
+
+
+def trainer(folder, resume=False, **options):
+    return run_of(small_recipe(**options), folder, choose_save("auto" if resume else None, folder))
 
 
 def forecaster_of(loop):
@@ -291,6 +295,18 @@ def test_a_run_does_not_go_on_with_something_else(options, message, tmp_path, mo
     monkeypatch.setitem(BUILT_IN, "vic_elec", lambda: other)
     with pytest.raises(UserError, match=message):
         trainer(tmp_path, resume=True, **options)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("number", [4, 2])
+def test_a_run_with_everything_goes_on_exactly_from_any_update(number, tmp_path):
+    options = {"amp": "bf16", "ema_decay": 0.9, "accumulate": 2, "save_updates": 1, "keep": 9}
+    recipe = small_recipe(model__drop_rate=0.5, data__batch_size=16, **{f"train__{k}": v for k, v in options.items()})
+    run_of(recipe, tmp_path / "whole").fit()
+    save = tmp_path / f"whole/last.{number}.pth"
+    assert load(save)["training"]["position"]["update"] > 0
+    run_of(recipe, tmp_path / "other", save).fit()
+    assert_same(load(tmp_path / "other/last.pth"), load(tmp_path / "whole/last.pth"))
 
 
 def test_weights_alone_are_no_run(tmp_path):

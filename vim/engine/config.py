@@ -10,10 +10,11 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmengine.config import Config, DictAction
-
-from vim.errors import UserError, describe
+from vim.errors import UserError, check_installed, describe
 from vim.options import CHECKED, ImageRecipe, Recipe, Section, check, help_text, read
+
+check_installed("accelerate", "mmengine", "rich", purpose="training or evaluation")
+from mmengine.config import Config, DictAction  # noqa: E402
 
 R = TypeVar("R", bound=Recipe)
 

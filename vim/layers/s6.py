@@ -33,7 +33,7 @@ def reset_states(A_log: Tensor) -> None:
 def reset_steps(dt_bias: Tensor) -> None:
     """Draw dt_bias in place so that the step size softplus(dt_bias) is log-uniform in [0.001, 0.1]."""
     low, high = math.log(1e-3), math.log(1e-1)
-    dt = torch.empty_like(dt_bias, dtype=torch.float32).uniform_(low, high).exp_().clamp_(min=1e-4)
+    dt = torch.empty_like(dt_bias, dtype=torch.float32).uniform_(low, high).exp_()
     dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
 

@@ -1,7 +1,7 @@
 """Time, memory and compute of ops and models."""
 
 from vim.measure.compare import Row, plot
-from vim.measure.flops import FORMULAS, Counts, count
+from vim.measure.flops import FORMULAS, Cost, Counts, cost_of, count
 from vim.measure.models import PASSES, compare_imports, compare_models
 from vim.measure.ops import compare_routes, compare_scans
 from vim.measure.overview import compare_everything
@@ -10,6 +10,7 @@ from vim.measure.videos import compare_clips, compare_decoding
 __all__ = [
     "FORMULAS",
     "PASSES",
+    "Cost",
     "Counts",
     "Row",
     "compare_clips",
@@ -19,6 +20,7 @@ __all__ = [
     "compare_models",
     "compare_routes",
     "compare_scans",
+    "cost_of",
     "count",
     "plot",
 ]

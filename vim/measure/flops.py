@@ -9,14 +9,19 @@ has :data:`FORMULAS`. They also work with PyTorch's counter alone::
 Only forward passes are counted: there is no accepted count for the scan's backward pass.
 """
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import cast
 
+import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import vim  # noqa: F401  registers the ops
+import vim  # noqa: F401  registers the ops and the models
+from vim.errors import UserError, describe
+from vim.typing import VisionModel
 
 Shape = Sequence[int]
 Flops = Mapping[object, int]  # by op
@@ -68,6 +73,26 @@ class Counts:
         return 2 * self.macs + self.scan_flops
 
 
+@dataclass(frozen=True)
+class Cost:
+    """A model's parameters and the compute of one forward pass; see :class:`Counts`.
+
+    Attributes:
+        input: the size of an image or clip, such as 3x224x224.
+        tokens: of an image or clip; "-" for a model of maps.
+    """
+
+    model: str
+    parameters: int
+    input: str
+    tokens: int | str
+    batch_size: int
+    published_macs: int
+    macs: int
+    scan_flops: int
+    flops: int
+
+
 def count(model: nn.Module, input_size: Sequence[int], batch_size: int = 1) -> Counts:
     """Count one forward pass of a model, in its present mode, on inputs of `input_size`: (c, h, w) or (c, t, h, w).
 
@@ -90,6 +115,45 @@ def count(model: nn.Module, input_size: Sequence[int], batch_size: int = 1) -> C
         published_macs=(products - _inside_mixers(flops)) // 2,
         macs=products // 2,
         scan_flops=sum(everything.values()) - products,
+    )
+
+
+def cost_of(name: str, img_size: int | None = None, batch_size: int = 1) -> Cost:
+    """Build a timm model without weights, and count its parameters and one forward pass.
+
+    Args:
+        img_size: height and width in pixels; by default the model's.
+
+    Raises:
+        UserError: there is no such model, or it cannot run at this size.
+    """
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models())
+        raise UserError(f"no such model: {name} (the closest: {', '.join(close) or 'none'})")
+    try:
+        cfg = timm.get_pretrained_cfg(name)
+        assert cfg is not None
+        with torch.device("meta"):
+            if img_size and cfg.fixed_input_size:
+                model = timm.create_model(name, img_size=img_size)
+            else:  # other models take any size
+                model = timm.create_model(name)
+        model = cast(VisionModel, model.eval())
+        size = (*cfg.input_size[:-2], img_size, img_size) if img_size else cfg.input_size
+        frames = getattr(model, "num_frames", None)
+        shape = (size[0], frames, *size[1:]) if frames else size  # timm's input_size has no time
+        counts = count(model, shape, batch_size)
+        features: object = model.forward_features(torch.empty(1, *shape, device="meta"))
+    except Exception as error:  # models raise many kinds
+        raise UserError(f"cannot run {name} at {img_size or 'its own'} pixels: {describe(error)}") from error
+    return Cost(
+        model=name,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        input="x".join(map(str, shape)),
+        tokens=features.shape[1] if isinstance(features, Tensor) and features.ndim == 3 else "-",
+        batch_size=batch_size,
+        **asdict(counts),
+        flops=counts.flops,
     )
 
 

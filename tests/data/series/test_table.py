@@ -1,9 +1,25 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from tests.tiny import make_series
 from vim.data.series import Series, dates_after, select
 from vim.errors import UserError
+
+
+def test_a_table_has_a_digest_of_all_it_holds():
+    table = make_series(np.arange(6.0).reshape(3, 2))
+    finer = replace(table, dates=table.dates.astype("datetime64[s]"))  # the same dates
+    others = (
+        replace(table, dates=table.dates + np.timedelta64(1, "h")),
+        replace(table, values=table.values + 1),
+        replace(table, static=torch.ones(2, 1)),
+        replace(table, static=torch.zeros(2, 1)),
+    )
+    assert finer.digest() == table.digest()
+    assert len({table.digest(), *(other.digest() for other in others)}) == 5
 
 
 def test_columns_are_found_by_name():

@@ -28,6 +28,6 @@ STAGES = {  # most important first
     "ops": Plan(120, warmers=8),
     "models": Plan(120, warmers=4),
     "tune": Plan(120, warmers=8),
-    "train": Plan(60),
+    "train": Plan(60, processes=2),
     "profile": Plan(30),
 }

@@ -45,7 +45,7 @@ class Profiled:
 
 
 def run(stage: Stage) -> None:
-    """Profile the kernels; without the profiler, say so."""
+    """Profile the kernels. Without the profiler, write a failure."""
     target = [sys.executable, "-m", "vim.measure.gpu.profiled", *(["--rehearse"] if stage.rehearse else [])]
     profiler = find_profiler()
     if profiler is None:
@@ -57,9 +57,14 @@ def run(stage: Stage) -> None:
         options = ["--clock-control", "none", "--profile-from-start", "off", "--print-units", "base"]
         sections = [word for section in SECTIONS for word in ("--section", section)]
         command = [profiler, *options, *sections, "--csv", "--page", "raw", *target]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=max(stage.left(), 1))
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=max(stage.left(), 1))
+    except subprocess.TimeoutExpired:
+        stage.write(Failure("profile", "not reached in the stage's time"))
+        return
     if done.returncode:
-        raise RuntimeError(one_line(f"{done.stdout[-300:]} {done.stderr[-300:]}"))
+        output = (done.stdout + done.stderr)[-400:]
+        stage.write(Failure("profile", one_line(f"ended with status {done.returncode}: {output}")))
     for row in parse(done.stdout):
         stage.write(row)
 

@@ -206,11 +206,11 @@ REAL = Shapes(
 )
 TOY = Shapes(
     scans=(
-        Scan(1, 2, 5, 4, n=2),
+        Scan(1, 2, 5, 16, n=2),
         Scan(1, 1, 3, 4, g=2, n=1, dtype="float32", combine="none", given=ALL),
-        Scan(1, 2, 3, 4, n=2, views=True),
+        Scan(1, 2, 3, 16, n=2, views=True),
     ),
-    convs=(Conv(1, 2, 5, 4), Conv(1, 1, 2, 4, w=3, dtype="float32", full=False)),
+    convs=(Conv(1, 2, 5, 16), Conv(1, 1, 2, 4, w=3, dtype="float32", full=False)),
     norms=(Norm(1, 3, 8), Norm(2, 1, 4, dtype="float32")),
     large=Large(images=2, tokens=3, channels=4, long=5, seen=5, compared=3),
     checked_model="test_vim",

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ class Resumed:
 
 
 def run(stage: Stage) -> None:
-    """Train in each precision; without the packages that training needs, say so."""
+    """Train in each precision. Without the packages that training needs, write a failure."""
     missing = [name for name in ("mmengine", "accelerate", "sklearn") if importlib.util.find_spec(name) is None]
     if missing:
         stage.write(Failure("train", f"left out: {', '.join(missing)} not installed"))
@@ -52,26 +53,31 @@ def train(amp: str, options: tuple[str, ...], left: Callable[[], float]) -> Resu
     Raises:
         RuntimeError: a run failed, ended before it could be stopped, or takes more seconds than are left.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as started:
         whole, parted = Path(folder, "whole"), Path(folder, "parted")
-        command = [sys.executable, "tools/train.py", CONFIG, "--amp", amp]
-        words = ["--cfg-options", *options]
-        together = start([*command, "--work-dir", str(whole), *words])
-        first = start([*command, "--work-dir", str(parted), *words])
+
+        def start(work_dir: Path, *resume: str) -> subprocess.Popen[str]:
+            words = ["--amp", amp, "--work-dir", str(work_dir), *resume, "--cfg-options", *options]
+            process = _start([sys.executable, "tools/train.py", CONFIG, *words])
+            started.callback(process.wait)
+            started.callback(process.kill)
+            return process
+
+        together, first = start(whole), start(parted)
         while epochs(parted) < 1 and first.poll() is None and left() > 0:
             time.sleep(0.01)
         first.send_signal(signal.SIGTERM)
-        stopped = finish(first, left())
-        if "stopped by SIGTERM" not in stopped:
-            raise RuntimeError(f"the run ended before it was stopped: {stopped[-200:]}")
-        after = epochs(parted)
-        finish(start([*command, "--work-dir", str(parted), "--resume", *words]), left())
+        output = finish(first, left())
+        if "stopped by SIGTERM" not in output:
+            raise RuntimeError(f"the run ended before it was stopped: {output[-200:]}")
+        stopped = epochs(parted)
+        finish(start(parted, "--resume"), left())
         finish(together, left())
         logs = [(run / "log.csv").read_text() for run in (whole, parted)]
-        return Resumed(amp, after, logs[0] == logs[1], logs[1].splitlines()[-1])
+        return Resumed(amp, stopped, logs[0] == logs[1], logs[1].splitlines()[-1])
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
+def _start(command: list[str]) -> subprocess.Popen[str]:
     """Start a tool from the repository's root, which need not be installed."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path}
@@ -89,7 +95,6 @@ def finish(process: subprocess.Popen[str], seconds: float) -> str:
     try:
         output, _ = process.communicate(timeout=max(seconds, 1))
     except subprocess.TimeoutExpired:
-        process.kill()
         raise RuntimeError("not reached in the stage's time") from None
     if process.returncode:
         raise RuntimeError(output[-400:])

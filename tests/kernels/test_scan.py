@@ -229,28 +229,6 @@ def test_wrong_input_is_told(change, message):
         selective_scan(**inputs)
 
 
-def test_environment_variable_chooses(monkeypatch):
-    monkeypatch.setenv("VIM_BACKEND", "nonsense")
-    inputs = make_inputs(1, 1, 3, 4, 1, 2)
-    with pytest.raises(ValueError, match="got 'nonsense'"):
-        selective_scan(**inputs, reverse=[False])
-    selective_scan(**inputs, reverse=[False], backend="chunked")
-
-
-def test_named_backend_never_falls_back(monkeypatch):
-    from vim.kernels.native import library
-
-    inputs = make_inputs(1, 1, 3, 4, 1, 2)
-    if library.load() is not None:
-        with pytest.raises(ValueError, match="backend 'cpu' takes float32, bfloat16 or float16"):
-            selective_scan(**inputs, reverse=[False], backend="cpu")
-    monkeypatch.setattr(library, "load", lambda: None)
-    inputs = make_inputs(1, 1, 3, 4, 1, 2, dtype=torch.float32)
-    with pytest.raises(RuntimeError, match="not built"):
-        selective_scan(**inputs, reverse=[False], backend="cpu")
-    selective_scan(**inputs, reverse=[False])
-
-
 def canonical(combine, requires_grad=True, **sizes):
     """The tensors of the op itself."""
     inputs = make_inputs(
