@@ -10,8 +10,8 @@ import torch  # noqa: E402
 
 import vim  # noqa: E402
 import vim.data.digits  # noqa: E402
-import vim.engine.trainer  # noqa: E402
 import vim.kernels  # noqa: E402
+import vim.tasks.build  # noqa: E402
 
 installed = os.path.dirname(vim.__file__)
 assert installed.startswith(sys.prefix), installed
