@@ -325,7 +325,8 @@ class Loop(Generic[Batch]):
         mean = self.at.losses / max(self.at.counted, 1)
         self.rows.append({"epoch": self.at.epoch + 1, "lr": self._rate(), "train_loss": mean, **figures})
         self.trackers.add({f"epoch/{name}": value for name, value in self.rows[-1].items()}, self.number)
-        _logger.info(", ".join(f"{name} {value:.6g}" for name, value in self.rows[-1].items()))
+        if self.accelerator.is_main_process:
+            _logger.info(", ".join(f"{name} {value:.6g}" for name, value in self.rows[-1].items()))
         self.at = Position(self.at.epoch + 1)
         self.scheduler.step(self.at.epoch)
         self._save()
@@ -382,6 +383,8 @@ class Loop(Generic[Batch]):
         training = state.get("training")
         if not isinstance(training, dict):
             raise UserError(f"{path} holds weights only, not a run to resume")
+        if "identity" not in training:
+            raise UserError(f"{path} was saved by another version of this package: resume with that one, or train anew")
         # the same function on the same data, trained by the same optimizer
         _refuse_changes(training["identity"], self._identity(), f"{path} was trained with another {{}}")
         check_fit(training["model"], self.accelerator.unwrap_model(self.student), path)
