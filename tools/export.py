@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from vim.engine.files import make_folder
-from vim.errors import run
-from vim.export import SUFFIXES, build, check_installed, choose_format, export
+from vim.errors import EXTRAS, check_installed, run
+from vim.export import SUFFIXES, build, choose_format, export
 from vim.kernels.traceable import DECOMPOSITIONS
 
 NOTES = {
@@ -27,7 +27,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     format = arguments.format or choose_format(arguments.out)
-    check_installed(format)
+    if format == "onnx":
+        check_installed(*EXTRAS["export"], purpose="ONNX")
     make_folder(arguments.out.parent)
     model = build(arguments.model, checkpoint=arguments.checkpoint, img_size=arguments.img_size)
     if not arguments.checkpoint and ":" not in arguments.model:

@@ -4,7 +4,6 @@ A .pt2 file calls the ops of this package, at the same speed: `import vim` befor
 holds standard operators only. Each selective scan is a `Scan`, whose size does not depend on the number of tokens.
 """
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ Format = Literal["torch", "onnx"]
 
 SUFFIXES: dict[str, Format] = {".pt2": "torch", ".onnx": "onnx"}
 TOLERANCE = 1e-4  # rounding gives about 1e-6, a direction that is not reversed 1e-2
-_NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass
@@ -64,13 +62,6 @@ def choose_format(path: Path) -> Format:
     if path.suffix not in SUFFIXES:
         raise UserError(f"the file must end in {' or '.join(SUFFIXES)}, got {path}: rename it, or set --format")
     return SUFFIXES[path.suffix]
-
-
-def check_installed(format: Format) -> None:
-    """Raise UserError if a format needs packages that are not there."""
-    missing = [name for name in _NEEDED if format == "onnx" and importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'vim-zoo[export]'")
 
 
 def export(

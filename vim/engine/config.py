@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from vim.errors import UserError, check_installed, describe
 from vim.options import CHECKED, ImageRecipe, Recipe, Section, check, help_text, read
 
-check_installed("accelerate", "mmengine", "rich", purpose="training or evaluation")
+check_installed("accelerate", "matplotlib", "mmengine", "rich", purpose="training or evaluation")
 from mmengine.config import Config, DictAction  # noqa: E402
 
 R = TypeVar("R", bound=Recipe)

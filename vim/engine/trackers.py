@@ -1,13 +1,12 @@
 """TensorBoard and Weights & Biases, as accelerate writes to them."""
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
-from vim.errors import UserError
+from vim.errors import UserError, check_installed
 from vim.options import Recipe
 
 TRACKERS: dict[str, type[GeneralTracker]] = {"tensorboard": TensorBoardTracker, "wandb": WandBTracker}
@@ -29,8 +28,7 @@ class Trackers:
         for name in self.names:
             if name not in TRACKERS:
                 raise UserError(f"train.trackers has {name!r}: expected {' or '.join(TRACKERS)}")
-            if importlib.util.find_spec(name) is None:
-                raise UserError(f"train.trackers has {name}, which is not installed: pip install {name}")
+            check_installed(name, purpose="train.trackers")
 
     def __enter__(self) -> "Trackers":
         self.trackers: list[GeneralTracker] = []

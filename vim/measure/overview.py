@@ -3,6 +3,7 @@
 import itertools
 from functools import partial
 
+from vim.errors import check_installed
 from vim.measure.compare import Row
 from vim.measure.models import PASSES, compare_models
 from vim.measure.ops import compare_routes, compare_scans
@@ -21,6 +22,7 @@ def compare_everything(device: str, amp: str) -> list[Row]:
             *compare_routes(device, rounds=20),
             *compare_clips(device, rounds=5),
         ]
+    check_installed("av", "sklearn", purpose="the comparison of decoders")
     return [
         *compare_scans(1, device, rounds=15),
         *compare_scans(8, device, rounds=5, passes=["forward"]),  # the loop's backward takes 40 s
