@@ -64,7 +64,7 @@ def test_imports_are_seen(tmp_path):
     assert list(imported(path, tmp_path)) == ["vim.engine", "vim.models.vim", "vim.models.vim.Vim", "torch.nn"]
 
 
-NEEDED = {"accelerate", "matplotlib", "mmengine", "rich"}  # by vim.engine, and so by every tool
+NEEDED = {"accelerate", "matplotlib", "mmengine", "rich"}  # by training and evaluation
 LEFT_OUT = ["cv2", *sorted(set(chain(*EXTRAS.values())) - NEEDED)]
 WITHOUT = f"""
 import pathlib, runpy, sys
