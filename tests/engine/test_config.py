@@ -205,3 +205,22 @@ def test_errors_name_the_row(tmp_path):
         UserError, match="data.batch_size must be a whole number >= 1 in the config .*table.py:bad, got 0"
     ):
         load_recipe(Path(f"{path}:bad"), ImageRecipe)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "tool"),
+    [
+        (DIGITS, SeriesRecipe, "tools/train.py"),
+        (ROOT / "configs/tsm2/tsm2_lorenz_24.py", ImageRecipe, "tools/forecast.py"),
+    ],
+)
+def test_a_config_for_the_other_tool(path, kind, tool):
+    with pytest.raises(UserError, match=f"{path} is for another kind of task: use {tool}"):
+        load_recipe(path, kind)
+
+
+def test_none_is_the_default_of_every_checked_option():
+    options = {"optimizer.weight_decay": None, "schedule.warmup_epochs": None, "train.keep": None}
+    recipe = load_recipe(DIGITS, ImageRecipe, options)
+    assert recipe.train.keep == 1
+    assert "weight_decay" not in recipe.optimizer and "warmup_epochs" not in recipe.schedule

@@ -109,6 +109,28 @@ def test_skipped_updates_in_a_row_end_a_run_others_do_not(tmp_path):
         loop_of(Slope([1, math.nan, math.nan, 1]), tmp_path / "b", max_skipped=2).fit()
 
 
+class Normed(Slope):
+    """The slope behind a batch norm, whose running mean follows the batches."""
+
+    def __init__(self, batches):
+        super().__init__(batches)
+        self.model = self.student = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+
+    def batches(self, epoch, start):
+        return iter([torch.tensor([[float(x)], [-float(x)], [1.0]]) for x in self.values[start:]])
+
+    def evaluate(self, model):
+        return {"figure": 1.0}
+
+
+def test_a_skipped_update_leaves_running_statistics_as_they_were(tmp_path):
+    skipped, none = Normed([1, math.nan, 3]), Normed([1, 3])
+    for task, name in ((skipped, "skipped"), (none, "none")):
+        loop_of(task, tmp_path / name, lr=1e-3).fit()
+    for one, other in zip(skipped.model[0].buffers(), none.model[0].buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_the_best_checkpoint_is_of_the_best_epoch(tmp_path):
     task = Slope([1], figures=(0.2, 0.9, 0.5))
     loop_of(task, tmp_path, epochs=3).fit()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vim.errors import UserError, check_installed, describe
-from vim.options import CHECKED, ImageRecipe, Recipe, Section, check, help_text, read
+from vim.options import CHECKED, ImageRecipe, Recipe, Section, SeriesRecipe, check, help_text, read
 
 check_installed("accelerate", "matplotlib", "mmengine", "rich", purpose="training or evaluation")
 from mmengine.config import Config, DictAction  # noqa: E402
@@ -177,7 +177,8 @@ def _merge_row(config: Config, file: Path, row: str) -> None:
     if row not in rows:
         problem = f"has no row {row}" if row else f"is a table of configs: name a row, {file}:ROW"
         closest = sorted(rows, key=lambda name: -SequenceMatcher(None, name, row).ratio())
-        raise UserError(f"{file} {problem}; its rows are {', '.join(closest)}")
+        more = f" and {len(closest) - 5} more" if len(closest) > 5 else ""
+        raise UserError(f"{file} {problem}; its rows are {', '.join(closest[:5])}{more}")
     _merge(config, rows[row], f"the row {row} does not fit the table {file}")
 
 
@@ -187,6 +188,11 @@ def _recipe(sections: Section, kind: type[R], source: str) -> R:
     missing = [name for name in required if name not in sections]
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}: a config has {', '.join(required)}")
+    data = sections["data"] if isinstance(sections["data"], dict) else {}
+    is_series, is_images = "lookback" in data, "num_workers" in data  # each is required of its kind
+    if (kind is ImageRecipe and is_series) or (kind is SeriesRecipe and is_images and not is_series):
+        other = "tools/train.py" if kind is SeriesRecipe else "tools/forecast.py"
+        raise UserError(f"{source} is for another kind of task: use {other}")
     for name in sections:
         if name not in [section.name for section in fields(kind)]:
             raise UserError(f"{source} has {name}, which is for images: a forecast takes none")
@@ -199,6 +205,8 @@ def _recipe(sections: Section, kind: type[R], source: str) -> R:
             raise UserError(f"{section.name} must be a dict in {source}, got {values!r}")
         if section.name in CHECKED:
             check(CHECKED[section.name], section.name, values, source)
+            checked = [one.name for one in fields(CHECKED[section.name])]
+            values = {name: value for name, value in values.items() if value is not None or name not in checked}
         if isinstance(options, type) and is_dataclass(options):
             built[section.name] = read(options, section.name, values, source)
         else:

@@ -47,9 +47,9 @@ class Bar:
         self.progress.update(self.task, advance=1, description=f"epoch {epoch}", loss=f"{loss:.3f}")
 
     def evaluated(self, figures: Mapping[str, float]) -> None:
-        """Show held-out figures."""
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.progress.update(self.task, figures=f"  held out: {shown}")
+        """Show the first held-out figure that is no loss, if there is one: a line has little room."""
+        name = next((name for name in figures if name != "loss"), "loss")
+        self.progress.update(self.task, figures=f"  {name} {figures[name]:.4f}")
 
 
 def write_environment(path: Path, accelerator: Accelerator) -> None:

@@ -40,7 +40,8 @@ from vim.errors import UserError
 from vim.options import Recipe
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # gathers a model that is spread over processes
-RATES = ("drop_rate", "drop_path_rate", "pos_drop_rate")  # options of a model that may change when a run is resumed
+# options of a model that may change when a run is resumed
+RATES = ("drop_rate", "drop_path_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate")
 WEIGHTS_FROM = ("pretrained", "pretrained_cfg_overlay")  # options of a model that say where its first weights are
 
 Figures = Mapping[str, float]
@@ -243,6 +244,7 @@ class Loop(Generic[Batch]):
     def _update(self, batches: Sequence[Batch], number: int) -> tuple[float, bool]:
         """Do one update. Return the loss, averaged over all processes, and whether SIGTERM came to one of them."""
         # forward and backward; gradients are exchanged with the last batch
+        running = [(buffer, buffer.clone()) for buffer in _running_statistics(self.task.student)]
         total = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
@@ -273,7 +275,7 @@ class Loop(Generic[Batch]):
             self.at.counted += 1
             self.at.losses += mean
         else:
-            self._skip(batches, number, mean)
+            self._skip(batches, number, mean, running)
         self.optimizer.zero_grad()
         self.scheduler.step_update(number + 1)
         return mean, stop > 0
@@ -284,11 +286,15 @@ class Loop(Generic[Batch]):
         with self.accelerator.autocast():
             return self.task.loss(student, batch)
 
-    def _skip(self, batches: Sequence[Batch], number: int, loss: float) -> None:
-        """Leave the weights as they are, log the first layer that is not finite, and raise if it goes on."""
+    def _skip(
+        self, batches: Sequence[Batch], number: int, loss: float, running: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
+        """Leave the model as it was, log the first layer that is not finite, and raise if it goes on."""
         student = self.accelerator.unwrap_model(self.student)
         repeat = (self._loss(student, batch, number, i) for i, batch in enumerate(batches))
         where = first_bad_layer(self.task.model, lambda: list(repeat))
+        for buffer, before in running:
+            buffer.copy_(before)
         self.at.skipped += 1
         most = self.options.max_skipped
         searching = self.accelerator.scaler is not None and math.isfinite(loss)  # for the scale of float16
@@ -416,6 +422,12 @@ class Loop(Generic[Batch]):
             self.accelerator.scaler.load_state_dict(training["scaler"])
         self.rows, self.at = training["rows"], Position(**training["position"])
         self.task.notes.update(training["notes"])
+
+
+def _running_statistics(student: nn.Module) -> list[Tensor]:
+    """Return the buffers of batch norms, which a forward pass in training changes."""
+    norms = [module for module in student.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    return [buffer for norm in norms for buffer in norm.buffers()]
 
 
 def _refuse_changes(before: Facts, now: Facts, message: str) -> None:

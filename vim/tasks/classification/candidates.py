@@ -51,7 +51,7 @@ def load_candidate(path: Path, *, name: str | None = None, weights: str | None =
         if weights is not None:
             raise UserError(f"{path} holds one set of weights and does not say which: leave out --{weights}")
         return Candidate(model, classes, "saved")
-    raw = own_weights(training["model"]) if training["student"] else training["model"]
+    raw = own_weights(training["model"]) if training.get("student") else training["model"]
     raw_model = copy.deepcopy(model)
     load_weights(raw_model, raw, path)
     averaged = any(not torch.equal(one, raw_model.get_parameter(key)) for key, one in model.named_parameters())

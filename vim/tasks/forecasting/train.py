@@ -20,7 +20,7 @@ from vim.tasks.forecasting.baselines import LinearMap, fit_skip, score
 from vim.tasks.forecasting.build import build_model, inputs_of, series_of, windows_of
 
 # options of the data that a resumed run must have again
-SAME = ("dataset", "split", "lookback", "horizon", "max_gap", "calendar", "batch_size", "known")
+SAME = ("dataset", "split", "lookback", "horizon", "max_gap", "calendar", "known")
 
 
 class Forecasting:

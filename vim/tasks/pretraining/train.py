@@ -101,6 +101,8 @@ def _checked(recipe: ImageRecipe, model: nn.Module) -> VideoMamba:
             "masked pre-training is for model.scan_order='spatial_first' and model.directions 'v1' or 'v2', "
             f"got {model.scan_order!r} and {model.directions!r}"
         )
+    if recipe.train.patience is not None:
+        raise UserError("masked pre-training takes no train.patience: its last weights count as the best")
     if recipe.mixup:
         raise UserError("masked pre-training takes no mixup: take that section out of the config")
     if recipe.teacher is None:
