@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tests.kernels.test_scan import assert_fake_strides
 from vim.kernels import causal_conv1d
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -64,7 +65,23 @@ def test_three_dimensions(backend):
 
 def test_opcheck(backend):
     inputs = [v.requires_grad_() for v in make_inputs(2, 2, 9, 20, 4, torch.float32).values()]
-    torch.library.opcheck(torch.ops.vim.causal_conv1d, inputs, {"reverse": [False, True], "backend": backend})
+    options = {"reverse": [False, True], "backend": backend}
+    torch.library.opcheck(torch.ops.vim.causal_conv1d, inputs, options)
+    assert_fake_strides(torch.ops.vim.causal_conv1d_backward, (inputs[0], *inputs), options)
+
+
+def test_float32_weights_of_tokens_in_low_precision(backend):
+    inputs = make_inputs(2, 2, 9, 20, 4, torch.bfloat16)
+    mixed = {name: value if name == "x" else value.float() for name, value in inputs.items()}
+    low, got = (run_with_gradients(i, reverse=[False, True], backend=backend) for i in (inputs, mixed))
+    for name, value in got.items():
+        assert value.dtype == (torch.bfloat16 if name in ("y", "grad_x") else torch.float32)
+        torch.testing.assert_close(value.bfloat16(), low[name])
+
+
+def test_too_many_directions_are_refused():
+    with pytest.raises(ValueError, match="x must have at most 32 directions, got 33"):
+        causal_conv1d(torch.zeros(1, 33, 2, 3), torch.zeros(33, 3, 4), reverse=[True] * 33)
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,12 @@ def canonical(combine, requires_grad=True, **sizes):
     return Inputs(**{name: v.requires_grad_(requires_grad) for name, v in inputs.items()})
 
 
+def assert_fake_strides(op, tensors, options):
+    """Compiled code relies on the strides that the fake kernel promises."""
+    promised = op(*(t.to("meta") for t in tensors), **options)
+    assert [t.stride() for t in op(*tensors, **options)] == [t.stride() for t in promised]
+
+
 @pytest.mark.parametrize("combine", ["none", "sum"])
 def test_opcheck(combine, backend):
     inputs = canonical(combine)
@@ -247,6 +253,9 @@ def test_opcheck(combine, backend):
     torch.library.opcheck(torch.ops.vim.selective_scan, inputs, options)
     plain = tuple(t.detach() for t in inputs)
     torch.library.opcheck(torch.ops.vim.selective_scan_forward, plain, {**options, "save": True})
+    y, state, *kept = torch.ops.vim.selective_scan_forward(*plain, **options, save=True)
+    grads = (torch.randn_like(y), torch.randn_like(state), *kept)
+    assert_fake_strides(torch.ops.vim.selective_scan_backward, (*grads, *plain), options)
 
 
 @pytest.mark.parametrize("name", ["selective_scan", "selective_scan_forward", "selective_scan_backward"])
@@ -267,6 +276,32 @@ def test_autocast_keeps_the_state_in_float32():
     assert (y.dtype, state.dtype) == (torch.bfloat16, torch.float32)
     rounded = {n: v.bfloat16() if n in ("u", "delta", "B", "C", "z") else v for n, v in inputs.items()}
     torch.testing.assert_close(y, selective_scan(**rounded, delta_softplus=True, reverse=[False]))
+
+
+def test_inference_mode(backend):
+    inputs = make_inputs(2, 2, 9, 20, 1, 4, dtype=torch.float32)
+    options = {"delta_softplus": True, "reverse": [False, True], "return_last_state": True, "backend": backend}
+    with torch.inference_mode():
+        results = selective_scan(**inputs, **options)
+    for got, want in zip(results, selective_scan(**inputs, **options), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_gradients_where_no_state_is_returned(backend):
+    """The op's empty last state has a gradient too, an empty one."""
+    inputs = [t.requires_grad_() for t in scan_inputs()]
+    y, state = torch.ops.vim.selective_scan(*inputs, reverse=[False, True], backend=backend)
+    assert state.numel() == 0
+    got = torch.autograd.grad(y.sum() + state.sum(), inputs, retain_graph=True)
+    for grad, want in zip(got, torch.autograd.grad(y.sum(), inputs), strict=True):
+        torch.testing.assert_close(grad, want, rtol=0, atol=0)
+
+
+def test_too_many_directions_are_refused():
+    """They would not fit in the number that holds a bit for each."""
+    inputs = make_inputs(1, 33, 1, 1, 1, 1, dtype=torch.float32)
+    with pytest.raises(ValueError, match="u must have at most 32 directions, got 33"):
+        selective_scan(**inputs, reverse=[True] * 33)
 
 
 def test_meta():

@@ -10,10 +10,11 @@ from tests.kernels.test_scan import (
     OPTIONAL,
     alternating,
     assert_close,
+    assert_fake_strides,
     in_float64,
     make_inputs,
 )
-from vim.kernels import causal_conv1d, selective_scan
+from vim.kernels import causal_conv1d, rms_norm, selective_scan
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 from tests.interpreter import needs_loops  # noqa: E402
@@ -182,6 +183,10 @@ def test_opcheck(combine):
     torch.library.opcheck(torch.ops.vim.selective_scan, inputs, options, test_utils=tests)
     plain, options["save"] = tuple(t.detach() for t in inputs), True
     torch.library.opcheck(torch.ops.vim.selective_scan_forward, plain, options, test_utils=tests[:2])
+    y, state, *kept = torch.ops.vim.selective_scan_forward(*plain, **options)
+    options.pop("save")
+    grads = (torch.randn_like(y), torch.randn_like(state), *kept)
+    assert_fake_strides(torch.ops.vim.selective_scan_backward, (*grads, *plain), options)
 
 
 def test_gradient_checkpointing():
@@ -265,6 +270,15 @@ def test_norm_matches_reference(shape, dtype):
     got = dict(zip(names, run_norm(*(t.to(DEVICE) for t in inputs), "triton"), strict=True))
     want = dict(zip(names, run_norm(*(t.double() for t in inputs), "reference"), strict=True))
     assert_close({name: value.cpu() for name, value in got.items()}, want, dtype)
+
+
+def test_a_row_too_wide_for_a_program_is_normed_by_pytorch(monkeypatch):
+    x, weight = torch.randn(2, 8193, device=DEVICE), torch.randn(8193, device=DEVICE)
+    with pytest.raises(ValueError, match="'triton' takes at most 8192 channels, got 8193: use 'chunked'"):
+        rms_norm(x, weight, backend="triton")
+    monkeypatch.setenv("VIM_BACKEND", "triton")
+    torch.testing.assert_close(rms_norm(x, weight), rms_norm(x, weight, backend="chunked"), rtol=0, atol=0)
+    rms_norm(x[:, 1:], weight[1:], backend="triton")
 
 
 def test_norm_opcheck():
