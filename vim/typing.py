@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from vim.checkpoints import TagFacts
-
 if TYPE_CHECKING:
+    from vim.checkpoints import TagFacts
 
     class VisionModel(nn.Module):
         """A timm model of images, or one of this package's of clips."""

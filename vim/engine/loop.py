@@ -151,6 +151,7 @@ class Loop(Generic[Batch]):
         self.student, self.optimizer = accelerator.prepare(task.student, optimizer)
         if self.ema is not None:
             self.ema.to(accelerator.device)
+        self.running = _running_statistics(task.student)
 
         # the schedule, in updates of the optimizer
         self.accumulate = self.options.accumulate
@@ -213,7 +214,7 @@ class Loop(Generic[Batch]):
                 self._end_epoch(figures)
                 if not self._is_done() and self._stopping():
                     return False
-            if self.at.epoch < self.num_epochs:
+            if main and self.at.epoch < self.num_epochs:
                 _logger.info("stopped early: the last %s epochs were no better", self.options.patience)
         return True
 
@@ -244,7 +245,7 @@ class Loop(Generic[Batch]):
     def _update(self, batches: Sequence[Batch], number: int) -> tuple[float, bool]:
         """Do one update. Return the loss, averaged over all processes, and whether SIGTERM came to one of them."""
         # forward and backward; gradients are exchanged with the last batch
-        running = [(buffer, buffer.clone()) for buffer in _running_statistics(self.task.student)]
+        running = [buffer.clone() for buffer in self.running]
         total = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
@@ -286,14 +287,12 @@ class Loop(Generic[Batch]):
         with self.accelerator.autocast():
             return self.task.loss(student, batch)
 
-    def _skip(
-        self, batches: Sequence[Batch], number: int, loss: float, running: Sequence[tuple[Tensor, Tensor]]
-    ) -> None:
+    def _skip(self, batches: Sequence[Batch], number: int, loss: float, running: Sequence[Tensor]) -> None:
         """Leave the model as it was, log the first layer that is not finite, and raise if it goes on."""
         student = self.accelerator.unwrap_model(self.student)
         repeat = (self._loss(student, batch, number, i) for i, batch in enumerate(batches))
         where = first_bad_layer(self.task.model, lambda: list(repeat))
-        for buffer, before in running:
+        for buffer, before in zip(self.running, running, strict=True):
             buffer.copy_(before)
         self.at.skipped += 1
         most = self.options.max_skipped
