@@ -2,7 +2,7 @@
 
 from vim.data.datasets import Splits, build_datasets, class_names, part
 from vim.data.digits import Digits
-from vim.data.images import find_images, read_image
+from vim.data.images import ImageFiles, find_images, read_image
 from vim.data.loading import IGNORED, Batch, Share, create_loader, seed_all
 from vim.data.transforms import (
     eval_transform,
@@ -18,6 +18,7 @@ __all__ = [
     "IGNORED",
     "Batch",
     "Digits",
+    "ImageFiles",
     "Share",
     "Splits",
     "Videos",

@@ -1,10 +1,12 @@
 """Finding and reading image files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -68,6 +70,19 @@ def find_images(paths: list[Path]) -> list[Path]:
             raise UserError(f"no image in {path}: expected files ending in {', '.join(IMG_EXTENSIONS)}")
         found += images
     return found
+
+
+class ImageFiles(Dataset[tuple[Image.Image, int]]):
+    """Image files as PIL images. The label of an image is its index."""
+
+    def __init__(self, paths: Sequence[Path], mode: str) -> None:
+        self.paths, self.mode = paths, mode
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return read_image(self.paths[index], self.mode), index
 
 
 def image_folder(root: Path, mode: str) -> ImageFolder:

@@ -1,16 +1,15 @@
 """What a classifier is evaluated on: held-out images with labels, or a variant of ImageNet."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from vim.data import IGNORED, class_names, find_images, part, read_image
+from vim.data import IGNORED, ImageFiles, class_names, find_images, part
 from vim.data.datasets import Part
 from vim.data.images import image_folder
 from vim.errors import UserError
@@ -28,19 +27,6 @@ class HeldOut(NamedTuple):
     classes: list[str]
     outputs: Tensor | None = None
     accepted: Tensor | None = None
-
-
-class RealImages(Dataset[Any]):
-    """Image files as PIL images. The label of an image is its index."""
-
-    def __init__(self, paths: Sequence[Path], mode: str) -> None:
-        self.paths, self.mode = paths, mode
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return read_image(self.paths[index], self.mode), index
 
 
 def held_out(data: ImageData, labels: str, candidate: Candidate, mode: str, source: Path) -> HeldOut:
@@ -159,4 +145,4 @@ def _real(data: ImageData, mode: str, synsets: list[str]) -> HeldOut:
         raise UserError(f"--labels real: none of the images in {folder} has a label")
     rows = [torch.tensor(labels_of[path.name]) for path in paths]
     accepted = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
-    return HeldOut(RealImages(paths, mode), synsets, accepted=accepted)
+    return HeldOut(ImageFiles(paths, mode), synsets, accepted=accepted)
