@@ -46,9 +46,22 @@ class ReversibleNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(num_variates, 1, **dd)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_variates, 1, **dd)) if affine else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise (b, m, t); also return its means and standard deviations, (b, m, 1) each."""
-        mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True, unbiased=False).clamp(min=self.eps)
+    def forward(self, x: Tensor, missing: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise (b, m, t); also return its means and standard deviations, (b, m, 1) each.
+
+        Args:
+            missing: (b,) steps at the start that the means and deviations leave out.
+        """
+        if missing is None:
+            mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True, unbiased=False)
+        else:
+            t = x.shape[-1]
+            counted = torch.arange(t, device=x.device) >= missing.view(-1, 1, 1)  # (b, 1, t)
+            count = (t - missing).view(-1, 1, 1)
+            mean = x.masked_fill(~counted, 0).sum(-1, keepdim=True) / count
+            var = (x - mean).square().masked_fill(~counted, 0).sum(-1, keepdim=True) / count
+            std = var.clamp(min=self.eps**2).sqrt()  # of 0, the square root has no gradient
+        std = std.clamp(min=self.eps)
         x = (x - mean) / std
         if self.weight is not None and self.bias is not None:
             x = x * self.weight + self.bias
@@ -225,18 +238,39 @@ class TSM2(nn.Module):
         """Return the names of the parameters that weight decay must leave alone."""
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in NOT_DECAYED}
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Map the inputs of all variates (b, m, steps) to features of their patches (b, m, n, d)."""
-        x = F.pad(x, (0, self.patch_stride), mode="replicate")
-        return self.layers(self.patch_embed(x.unfold(-1, self.patch_size, self.patch_stride)))
+    def forward_features(self, x: Tensor, missing: Tensor | None = None) -> Tensor:
+        """Map the inputs of all variates (b, m, steps) to features of their patches (b, m, n, d).
 
-    def forward(self, x: Tensor, future: Tensor | None = None, static: Tensor | None = None) -> Tensor:
+        Args:
+            missing: (b,) steps at the start that a window does not have; the patches that lack are zeros.
+        """
+        if missing is not None:  # what a window has comes first, where no step after it changes its features
+            steps = torch.arange(x.shape[-1], device=x.device) + missing.unsqueeze(1)
+            x = x.gather(-1, steps.clamp(max=x.shape[-1] - 1).unsqueeze(1).expand_as(x))
+        x = F.pad(x, (0, self.patch_stride), mode="replicate")
+        y = self.layers(self.patch_embed(x.unfold(-1, self.patch_size, self.patch_stride)))
+        if missing is None:
+            return y
+        have = (x.shape[-1] - missing - self.patch_size) // self.patch_stride + 1
+        places = torch.arange(y.shape[2], device=y.device) - (y.shape[2] - have).unsqueeze(1)  # (b, n)
+        index = places.clamp(min=0).view(len(y), 1, -1, 1).expand_as(y)
+        return y.gather(2, index).masked_fill((places < 0).view(len(y), 1, -1, 1), 0)
+
+    def forward(
+        self,
+        x: Tensor,
+        future: Tensor | None = None,
+        static: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """Forecast windows.
 
         Args:
             x: (b, t, m).
             future: covariates of the steps to forecast, (b, m, horizon, future_dim); None for a model without.
             static: covariates of the variates, (m, static_dim); None for a model without.
+            lengths: (b,) for windows of several lengths in one batch: the last steps of each that count, at least
+                `patch_size`. The linear skip sees the first of them in place of the steps before.
 
         Returns:
             (b, horizon, m).
@@ -244,19 +278,35 @@ class TSM2(nn.Module):
         Raises:
             ValueError: a shape is not the one the model was built for, or a value is not finite.
         """
+        missing: Tensor | None = None
+        if lengths is not None:
+            x, missing = self._fill(x, lengths)
         self._check(x, future, static)
-        x, mean, std = self.rev_norm(x.transpose(1, 2))
+        x, mean, std = self.rev_norm(x.transpose(1, 2), missing)
         inputs = [x[..., -self.mixer_len :]]
         if self.future is not None:
             inputs.append(self.future(future))
         if self.static is not None and static is not None:
             inputs.append(self.static(static).expand_as(inputs[0]))
-        z = self.forward_features(torch.cat(inputs, dim=-1))
+        if missing is not None:
+            missing = (missing - (self.seq_len - self.mixer_len)).clamp(min=0)
+        z = self.forward_features(torch.cat(inputs, dim=-1), missing)
         z = self.norm_f(z.flatten(2).flatten(0, 1).to(self.norm_f.weight.dtype))
         y = self.head(self.head_drop(z)).unflatten(0, mean.shape[:2])
         if self.skip is not None:
             y = y + self.skip(x)
         return self.rev_norm.reverse(y, mean, std).transpose(1, 2)
+
+    def _fill(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Fill the steps before the last `lengths` of each window with the first of those; also return their number."""
+        t = x.shape[1]
+        if lengths.shape != x.shape[:1] or not bool(((self.patch_size <= lengths) & (lengths <= t)).all()):
+            raise ValueError(
+                f"lengths must be {len(x)} numbers from patch_size, {self.patch_size}, to {t}, got {lengths.tolist()}"
+            )
+        missing = t - lengths.to(x.device)
+        steps = torch.arange(t, device=x.device).maximum(missing.unsqueeze(1))
+        return x.gather(1, steps.unsqueeze(2).expand_as(x)), missing
 
     def _check(self, x: Tensor, future: Tensor | None, static: Tensor | None) -> None:
         """Raise ValueError for shapes that the model was not built for, and for values that are not finite."""

@@ -10,9 +10,12 @@ from functools import partial
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.models.naflexvit import global_pool_naflex
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from vim.checkpoints import checkpoint_filter_fn as checkpoint_filter_fn  # timm expects it beside the class
 from vim.layers import (
@@ -29,6 +32,8 @@ from vim.layers import (
     check_choice,
     find_table,
     insert_class_tokens,
+    padding_last,
+    paths_of_padded,
     residual_dtype,
     resize_temporal_table,
     spatiotemporal_paths,
@@ -240,6 +245,56 @@ class VideoMamba(MambaBackbone):
             both = self.scan_order == "spatiotemporal_v2"
             return spatiotemporal_paths(grid[0], grid[1] * grid[2], self.num_prefix_tokens, both, device)
         return None
+
+    @torch.jit.ignore
+    def forward_padded(self, clips: Tensor, lengths: Tensor) -> Tensor:
+        """Map clips of several lengths to logits (b, num_classes), equal to the logits of each clip alone.
+
+        Args:
+            clips: (b, c, t, h, w); the frames after a clip's last one are not used.
+            lengths: (b,) the frames of each clip, multiples of `tubelet_size`.
+
+        Raises:
+            ValueError: the model takes clips of one length only, does not pool, or a length does not fit.
+        """
+        if self.temporal_pos_embedding is None or not self.dynamic_img_size or not self.global_pool:
+            raise ValueError("lengths need a model of clips with dynamic_img_size=True and a global_pool")
+        step, most = self.patch_embed.tubelet_size, clips.shape[2]
+        if lengths.shape != clips.shape[:1] or not all(0 < n <= most and n % step == 0 for n in lengths.tolist()):
+            raise ValueError(
+                f"lengths must be {len(clips)} multiples of {step} from {step} to {most}, got {lengths.tolist()}"
+            )
+        x, mask, grid = self._embed_padded(clips, lengths // step)
+        paths = self._paths(grid, x.device)
+        if paths is not None:
+            paths = paths_of_padded(paths, mask)
+        for layer in self.layers:
+            x = checkpoint(layer, x, paths, mask) if self.grad_checkpointing else layer(x, paths, mask)
+        pooled = global_pool_naflex(self._norm(x), mask[:, 1:], self.global_pool, num_prefix_tokens=1)
+        return self.head(self.head_drop(pooled))
+
+    def _embed_padded(self, clips: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """Return the residual stream (b, l, d) with the padding last, where it is (b, l), and the grid of patches.
+
+        Args:
+            counts: (b,) the tubelets of each clip.
+        """
+        patches = self.patch_embed(clips)  # (b, t, rows, columns, d)
+        grid = list(patches.shape[1:-1])
+        counted = torch.arange(grid[0], device=clips.device) < counts.to(clips.device).unsqueeze(1)  # (b, t)
+        mask = counted.view(*counted.shape, 1, 1).expand(patches.shape[:-1]).unsqueeze(-1)
+        # each clip has the table of times of its own length, as alone
+        temporal, table = cast(Tensor, self.temporal_pos_embedding), self._spatial_positions(grid)
+        times = [resize_temporal_table(temporal, n)[0] for n in counts.tolist()]
+        rows, token = split_class_tokens(table, self.class_token)
+        positions = rows.unsqueeze(1) + pad_sequence(times, batch_first=True).unsqueeze(2)
+        x, mask = self._flatten(patches), self._flatten(mask)
+        x = x + self._flatten(F.pad(positions, (0, 0, 0, 0, 0, grid[0] - positions.shape[1])))
+        x, mask = padding_last(x, mask.squeeze(-1))
+        assert self.cls_token is not None  # class_token is "first"
+        x = insert_class_tokens(x, (self.cls_token + token).expand(len(x), -1, -1), self.class_token)
+        x = self.pos_drop(x)
+        return x.to(residual_dtype(x)), F.pad(mask, (1, 0), value=True), grid
 
     @torch.jit.ignore
     def forward_visible(self, clip: Tensor, visible: Tensor) -> Tensor:

@@ -19,7 +19,15 @@ from .position import (
     split_class_tokens,
 )
 from .s6 import S6, SelectFrom
-from .scan_paths import SCAN_ORDERS, ScanOrder, cross_merge, cross_scan, spatiotemporal_paths
+from .scan_paths import (
+    SCAN_ORDERS,
+    ScanOrder,
+    cross_merge,
+    cross_scan,
+    padding_last,
+    paths_of_padded,
+    spatiotemporal_paths,
+)
 from .selective_mixers import SelectiveSequenceMixer, SelectiveTokenMixer
 from .stages import Downsample, Stage, StagedBackbone
 from .weighted_averaging import NOT_DECAYED, MambaMixerLayer, MambaMixerStack, ResidualMixer
@@ -62,6 +70,8 @@ __all__ = [
     "cross_scan",
     "find_table",
     "insert_class_tokens",
+    "padding_last",
+    "paths_of_padded",
     "residual_dtype",
     "resize_position_table",
     "resize_temporal_table",

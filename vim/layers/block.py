@@ -20,13 +20,13 @@ class MambaBlock(nn.Module):
         self.mixer = mixer
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, residual: Tensor, paths: Tensor | None = None) -> Tensor:
+    def forward(self, residual: Tensor, paths: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Map (b, l, d), float32, to the same.
 
         Args:
-            paths: the orders of the scans; see :meth:`MambaMixer.forward`.
+            paths, mask: the orders of the scans, and the padding; see :meth:`MambaMixer.forward`.
         """
-        return residual + self.drop_path(self.mixer(self.norm(residual), paths))
+        return residual + self.drop_path(self.mixer(self.norm(residual), paths, mask))
 
     def step(self, residual: Tensor, state: MixerState | None) -> tuple[Tensor, MixerState]:
         """Map the next tokens of a sequence, (b, l, d), float32, to the same shape; see :meth:`MambaMixer.step`."""

@@ -107,23 +107,32 @@ class MambaMixer(nn.Module):
             else:
                 reset_steps(self.dt_proj_b.bias)
 
-    def forward(self, x: Tensor, paths: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, paths: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Map (b, l, d) to (b, l, d).
 
         Args:
             paths: (k, l), for each scan the tokens' indices in its order; or (2k, l), with which each direction scans
-                twice with the same parameters. By default every scan takes the tokens in their order.
+                twice with the same parameters; or one such table for each sequence, (b, k or 2k, l). By default every
+                scan takes the tokens in their order.
+            mask: (b, l), False for padding at the end of a sequence. The other tokens' outputs are those of the
+                sequence without it; the padding's are of no use. With `paths`, the padding is last in each of them.
         """
         h, z = self.in_proj(x).chunk(2, dim=-1)  # (b, l, e) each
+        if mask is not None:
+            h = h.masked_fill(~mask.unsqueeze(-1), 0)  # as the zeros that a convolution sees beyond the end
         c = len(self.convolved)
         if paths is None:
             h = h.unsqueeze(1).expand(-1, c, -1, -1)  # (b, c, l, e), not copied
-            y, _ = self._scan(h, z.unsqueeze(1), None, self.combine, False)
+            y, _ = self._scan(h, z.unsqueeze(1), None, self.combine, False, mask)
             return self.out_proj(y.squeeze(1))
-        b, k = x.shape[0], paths.shape[0]
-        h = h[:, paths].reshape(b * (k // c), c, x.shape[1], self.d_inner)  # a direction's second scan: a second image
-        y, _ = self._scan(h, None, None, "none", False)
-        back = paths.argsort(dim=1).unsqueeze(0).unsqueeze(-1)  # (1, k, l, 1)
+        b, k = x.shape[0], paths.shape[-2]
+        paths = paths.expand(b, -1, -1)
+        h = h[torch.arange(b, device=h.device).view(b, 1, 1), paths]  # (b, k, l, e)
+        h = h.reshape(b * (k // c), c, x.shape[1], self.d_inner)  # a direction's second scan: a second image
+        if mask is not None:
+            mask = mask.repeat_interleave(k // c, dim=0)
+        y, _ = self._scan(h, None, None, "none", False, mask)
+        back = paths.argsort(dim=2).unsqueeze(-1)  # (b, k, l, 1)
         y = y.reshape(b, k, x.shape[1], self.d_inner)
         y = y.gather(2, back.expand_as(y))
         y = y.sum(1) if self.combine == "sum" else y.mean(1)
@@ -146,11 +155,11 @@ class MambaMixer(nn.Module):
         h, z = self.in_proj(x).chunk(2, dim=-1)
         before, last = (h.new_zeros(len(h), self.d_conv - 1, self.d_inner), None) if state is None else state
         h = torch.cat([before, h], dim=1)
-        y, last = self._scan(h.unsqueeze(1), z.unsqueeze(1), last, self.combine, True)
+        y, last = self._scan(h.unsqueeze(1), z.unsqueeze(1), last, self.combine, True, None)
         return self.out_proj(y.squeeze(1)), (h[:, x.shape[1] :].clone(), last)
 
     def _scan(
-        self, h: Tensor, z: Tensor | None, state: Tensor | None, combine: str, step: bool
+        self, h: Tensor, z: Tensor | None, state: Tensor | None, combine: str, step: bool, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Convolve and scan h, (b, c, l, e). In a step, h starts with the convolution's last inputs."""
         e, n, r = self.d_inner, self.d_state, self.dt_rank
@@ -168,6 +177,9 @@ class MambaMixer(nn.Module):
             projected.append(self.x_proj_b(rows[1]))
         dt, B, C = torch.stack(projected).unsqueeze(3).split([r, n, n], dim=-1)  # (c, b, l, 1, r or n)
         delta = torch.bmm(dt.reshape(c, b * l, r), dt_proj.transpose(1, 2)).view(c, b, l, e)
+        if mask is not None:
+            # a step of zero leaves the state as it is: the softplus of this, with any bias
+            delta = delta.masked_fill(~mask.unsqueeze(-1), -1e4)
         delta, B, C = delta.transpose(0, 1), B.transpose(0, 1), C.transpose(0, 1)
         if c != k:  # "v1" scans the same tokens twice
             u, delta = u.expand(b, k, l, e), delta.expand(b, k, l, e)

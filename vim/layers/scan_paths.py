@@ -34,6 +34,26 @@ def spatiotemporal_paths(
     return torch.stack([spatial, spatial, temporal, temporal] if both else [spatial, temporal])
 
 
+def padding_last(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the padding of sequences (b, l, d) to their ends and set it to zero, as it may hold anything.
+
+    Args:
+        mask: (b, l), False for padding.
+
+    Returns:
+        the sequences, with their other tokens in the same order, and their mask.
+    """
+    order = (~mask).int().argsort(dim=1, stable=True)
+    x = x.masked_fill(~mask.unsqueeze(-1), 0).gather(1, order.unsqueeze(-1).expand_as(x))
+    return x, mask.gather(1, order)
+
+
+def paths_of_padded(paths: Tensor, mask: Tensor) -> Tensor:
+    """Return paths (k, l) for each of b sequences, (b, k, l), with the padding of its mask (b, l) at their ends."""
+    order = (~mask).int()[:, paths].argsort(dim=2, stable=True)
+    return paths.expand_as(order).gather(2, order)
+
+
 def cross_scan(by_rows: Tensor, by_columns: Tensor) -> Tensor:
     """Flatten two maps (b, rows, columns, d) to sequences, concatenated along the channels: (b, l, 2d).
 
