@@ -1,7 +1,8 @@
+import os
 import subprocess
 import sys
 
-from vim.errors import UserError, describe, one_line
+from vim.errors import UserError, describe, one_line, printable
 
 
 def test_a_message_is_one_line_of_bounded_length():
@@ -9,6 +10,14 @@ def test_a_message_is_one_line_of_bounded_length():
     assert one_line(500 * "x") == 500 * "x"
     assert one_line(501 * "x") == 500 * "x" + "..."
     assert str(UserError("Traceback:\n vim.errors.UserError: no such file")) == "no such file"
+
+
+def test_what_cannot_be_printed_is_escaped():
+    """Bytes that are no UTF-8, a terminal's commands, and marks that turn the direction of writing; not é or 猫."""
+    name = os.fsdecode(b"caf\xe9") + "\x1b[31m\r\x85\u202e\u2028é 猫\u3000"
+    escaped = "caf\\udce9\\x1b[31m\\r\\x85\\u202e\\u2028é 猫\u3000"
+    assert printable(name) == escaped
+    assert str(UserError(f"no {name}.")) == f"no {escaped}."
 
 
 def test_an_exception_in_words():
