@@ -1,6 +1,7 @@
 """The data sets that a config can name."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -8,14 +9,14 @@ from PIL import Image
 from timm.data import create_dataset
 from timm.data.dataset import ImageDataset, IterableImageDataset
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder, VisionDataset
+from torchvision.datasets import VisionDataset
 
 from vim.data.digits import Digits
-from vim.data.images import UNDECODABLE, convert, image_folder, read_image, reason
+from vim.data.images import UNDECODABLE, ImageFiles, convert, image_folder, read_image, reason
 from vim.data.mnist import Mnist5k
 from vim.data.streams import Stream
 from vim.data.video import Videos, build_videos
-from vim.errors import UserError, describe, require
+from vim.errors import UserError, describe, printable, require
 from vim.options import ImageData
 
 BUILT_IN = {"digits": Digits, "mnist5k": Mnist5k}
@@ -42,10 +43,12 @@ class TimmImages(Dataset[tuple[Image.Image, int]]):
 
 
 class TorchvisionImages(Dataset[tuple[Image.Image, int]]):
-    """A data set of torchvision's, which decodes the images itself."""
+    """A data set of torchvision's. Where it reads files through a function, that is replaced by :func:`read_image`."""
 
     def __init__(self, dataset: VisionDataset, mode: str) -> None:
         self.dataset, self.mode = dataset, mode
+        if hasattr(dataset, "loader"):
+            dataset.loader = partial(read_image, mode=mode)
         self.classes = getattr(dataset, "classes", None)
 
     def __len__(self) -> int:
@@ -55,11 +58,13 @@ class TorchvisionImages(Dataset[tuple[Image.Image, int]]):
         try:
             image, label = self.dataset[index]
             return convert(image, self.mode), label
+        except UserError:  # from read_image
+            raise
         except UNDECODABLE as error:
             raise UserError(f"cannot read image {index} of the data set ({reason(error)})") from error
 
 
-Part: TypeAlias = Digits | ImageFolder | TimmImages | TorchvisionImages | Videos | Stream
+Part: TypeAlias = Digits | ImageFiles | TimmImages | TorchvisionImages | Videos | Stream
 
 
 class Splits(NamedTuple):
@@ -145,13 +150,13 @@ def _timm(name: str, root: str | None, split: str, mode: str, options: Mapping[s
 
 
 def class_names(dataset: object) -> list[str] | None:
-    """The names of a data set's classes in the order of their indices, or None if it does not have them."""
+    """The names of a data set's classes in the order of their indices, escaped, or None if it does not have them."""
     if names := getattr(dataset, "classes", None):
-        return list(names)
+        return [printable(str(name)) for name in names]
     reader = getattr(getattr(dataset, "dataset", dataset), "reader", None)
     to_index = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
     if to_index:
-        return [str(name) for name in sorted(to_index, key=to_index.get)]
+        return [printable(str(name)) for name in sorted(to_index, key=to_index.get)]
     return None
 
 

@@ -138,7 +138,7 @@ def test_a_folder_a_class(tmp_path):
     assert splits.classes == ["cat", "dog"]
     assert len(splits.train[1][0]) == 8
     (tmp_path / "train/cat/1.mp4").unlink()
-    with pytest.raises(UserError, match="no video in .*cat: expected files ending in .mp4"):
+    with pytest.raises(UserError, match="no video in .*cat: expected files that FFmpeg reads, such as .mp4"):
         build_datasets(image_data({"dataset": "videos", "root": tmp_path}))
 
 

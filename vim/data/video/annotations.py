@@ -5,12 +5,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
+from vim.data.files import IMAGES, VIDEOS, class_files, files_below, files_in
 from vim.data.video.sampling import windows
 from vim.errors import UserError
 
-VIDEO_EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".mpg", ".m4v")
 _COLUMNS = {None: "PATH LABEL", "frames": "PATH FRAMES LABEL", "duration": "PATH LABEL SECONDS"}
 
 
@@ -90,19 +88,10 @@ def _parse(line: str, separator: str | None, third: str | None) -> list[Video]:
 def video_folder(folder: Path) -> tuple[list[Video], list[str]]:
     """The videos of a folder that has one folder of videos a class, and the names of the classes.
 
-    Raises:
-        UserError: the folder has no folder in it, or one without videos.
+    The errors are those of :func:`class_files`.
     """
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    videos = []
-    for label, name in enumerate(classes):
-        found = _videos_below(folder / name)
-        if not found:
-            raise UserError(f"no video in {folder / name}: expected files ending in {', '.join(VIDEO_EXTENSIONS)}")
-        videos += [Video(str(path), label) for path in found]
-    if not classes:
-        raise UserError(f"{folder} must hold one folder of videos a class")
-    return videos, classes
+    classes, found = class_files(folder, VIDEOS)
+    return [Video(path, label) for path, label in found], classes
 
 
 def read_classes(root: Path, name: str | None) -> list[str] | None:
@@ -132,23 +121,17 @@ def find_videos(paths: list[Path]) -> list[Path]:
     """Find the video files among paths and below the folders among them; a folder of images only is one video.
 
     Raises:
-        UserError: a path does not exist, or a folder has neither videos nor images.
+        UserError: a path does not exist or is neither a file nor a folder, or a folder has neither videos nor images.
     """
     found: list[Path] = []
     for path in paths:
-        if not path.exists():
-            raise UserError(f"no such file or folder: {path} (give video files, or folders of them)")
         if path.is_file():
             found.append(path)
             continue
-        videos = _videos_below(path)
-        if not videos and any(file.suffix.lower() in IMG_EXTENSIONS for file in path.iterdir()):
-            videos = [path]
+        if not path.is_dir():
+            raise UserError(f"no such file or folder: {path} (give video files, or folders of them)")
+        videos = [Path(video) for video in files_below(path, VIDEOS)] or [path] * bool(files_in(path, IMAGES))
         if not videos:
-            raise UserError(f"no video in {path}: expected files ending in {', '.join(VIDEO_EXTENSIONS)}")
+            raise UserError(f"no video in {path}: {VIDEOS.expected}, or images that are its frames")
         found += videos
     return found
-
-
-def _videos_below(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_EXTENSIONS]

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from vim.data.files import IMAGES, files_in
 from vim.data.images import read_image
 from vim.data.video import decoding
 from vim.errors import UserError, missing
@@ -147,9 +147,9 @@ def read_frames(folder: Path, choose: Choose, mode: str, template: str | None, c
     if template is None or count is None:
         if not folder.is_dir():
             raise UserError(f"no such folder of frames: {folder} (give the path of a folder of images)")
-        names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+        names = files_in(folder, IMAGES)
     else:
         names = [template.format(number) for number in range(1, count + 1)]
     if not names:
-        raise UserError(f"no frame in {folder}: expected files ending in {', '.join(IMG_EXTENSIONS)}")
+        raise UserError(f"no frame in {folder}: {IMAGES.expected}")
     return [read_image(folder / names[index], mode) for index in choose(len(names), 0.0)]
