@@ -1,13 +1,16 @@
 import os
 import random
 import re
+import shutil
 import signal
+import struct
 import sys
 from collections import Counter
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.tiny import VIDEO_FRAMES, frame_numbers, told, write_video
 from vim.data import read_video
@@ -76,13 +79,65 @@ def test_a_variable_frame_rate(decoder, tmp_path):
     assert frame_numbers(read_video(path, these(0, 13, 39), decoder=decoder)) == [0, 13, 39]
 
 
-@pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="PyAV cannot write rotations")
-@pytest.mark.parametrize("rotation, corner", [(90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1))])
-def test_a_rotated_video_is_upright(rotation, corner, tmp_path):
-    path = write_video(tmp_path / "a.mp4", rotation=rotation)
+MATRICES = [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0)]
+MATRICES += [(0, -1, -1, 0)]
+
+
+def set_matrix(path, matrix):
+    """Put a display matrix (a, b, c, d) into the header of an MP4 file's track."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in matrix)
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_a_video_is_turned_and_mirrored_as_players_show_it(matrix, video, tmp_path):
+    """A pixel at (x, y) is shown at (a x + c y, b x + d y): ISO 14496-12, 6.2.2."""
+    path = set_matrix(shutil.copy(video, tmp_path / "a.mp4"), matrix)
+    stored, shown = (np.asarray(read_video(file, these(5), "L")[0]) for file in (video, path))
+    y, x = np.mgrid[: stored.shape[0], : stored.shape[1]]
+    a, b, c, d = matrix
+    left, top = a * x + c * y, b * x + d * y
+    np.testing.assert_array_equal(shown[top - top.min(), left - left.min()], stored)
+    if matrix == MATRICES[0]:
+        np.testing.assert_array_equal(np.asarray(read_video(path, these(5), "L", decoder="decord")[0]), stored)
+    else:  # decord would stretch it, or not mirror it
+        with pytest.raises(UserError, match="it is turned or mirrored, which this decoder gets wrong, unlike PyAV"):
+            read_video(path, these(5), decoder="decord")
+
+
+@pytest.mark.parametrize("angle, corner", [(30, (0, 0)), (60, (-1, 0)), (-100, (0, -1))])
+def test_a_video_that_is_turned_by_another_angle(angle, corner, tmp_path):
+    """By the nearest quarter of a turn."""
+    if not hasattr(av.VideoStream, "set_display_rotation"):
+        pytest.skip("PyAV cannot write rotations")
+    path = write_video(tmp_path / "a.mp4", rotation=angle)
     image = np.asarray(read_video(path, these(5), "L")[0])
-    assert image.shape == ((48, 64) if rotation == 180 else (64, 48))
     assert [place for place in [(0, 0), (0, -1), (-1, 0), (-1, -1)] if image[place] > 200] == [corner]
+
+
+@pytest.mark.parametrize("name, codec, layout", [("a.gif", "gif", "bgra"), ("a.mov", "qtrle", "argb")])
+def test_a_transparent_video_is_put_on_white(name, codec, layout, tmp_path):
+    pixels = np.zeros((16, 16, 4), np.uint8)
+    pixels[8:] = 255, 0, 0, 255
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgba")
+    if codec == "gif":
+        first, second = Image.fromarray(pixels), Image.fromarray(pixels.copy())
+        second.putpixel((0, 15), (0, 255, 0, 255))  # or Pillow would join the frames
+        first.save(tmp_path / name, save_all=True, append_images=[second], disposal=2, transparency=0)
+    else:
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream(codec, rate=10)
+            stream.width = stream.height = 16
+            stream.pix_fmt = layout
+            container.mux(stream.encode(frame.reformat(format=layout)))
+            container.mux(stream.encode())
+    image = np.asarray(read_video(tmp_path / name, these(0))[0])
+    assert image[:8].min() == 255
+    assert (image[8:, 1:] == [255, 0, 0]).all()
 
 
 def test_no_video(tmp_path):

@@ -9,7 +9,9 @@ This file imports nothing of its package, so that the process starts in a tenth 
 
 import mmap
 import os
+import re
 import signal
+import struct
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -24,6 +26,46 @@ if TYPE_CHECKING:
     import av
 
 MOST_BYTES = 4 << 30  # of a clip; a header that asks for more is damaged
+
+
+def as_shown(frame: np.ndarray, matrix: tuple[int, ...]) -> np.ndarray:
+    """Turn and mirror a frame (h, w, c) as a display matrix says: by the nearest quarter of a turn.
+
+    Args:
+        matrix: a, b, u, c, d: a pixel at (x, y) is shown at (a x + c y, b x + d y), shifted (ISO 14496-12, 6.2.2).
+    """
+    a, b, _, c, d = matrix
+    if abs(a) + abs(d) < abs(b) + abs(c):  # x is shown as y
+        frame, a, d = frame.swapaxes(0, 1), c, b
+    return frame[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def on_white(pixels: np.ndarray) -> np.ndarray:
+    """Put a frame with alpha (h, w, 4) on white, (h, w, 3)."""
+    colours, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
+    return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def check_upright(path: str) -> None:
+    """Refuse an MP4 or QuickTime file with a display matrix: for a decoder that applies it wrongly, or not at all.
+
+    The matrix stands in a track's header, in the box `moov` (ISO 14496-12, 8.3.2). Other files pass.
+    """
+    with open(path, "rb") as file:
+        while len(head := file.read(8)) == 8:
+            size, name = struct.unpack(">I4s", head)
+            size = struct.unpack(">Q", file.read(8).ljust(8, b"\0"))[0] - 16 if size == 1 else size - 8
+            if name != b"moov":
+                if size < 0:  # to the end of the file, or no such file
+                    return
+                file.seek(size, os.SEEK_CUR)
+                continue
+            movie = file.read(max(size, -1))
+            for header in re.finditer(b"tkhd(.)", movie, re.DOTALL):
+                start = header.start() + (56 if header[1] == b"\1" else 44)
+                matrix = movie[start : start + 20]
+                if matrix not in (struct.pack(">5i", 1 << 16, 0, 0, 0, 1 << 16), bytes(20)):
+                    raise ValueError("it is turned or mirrored, which this decoder gets wrong, unlike PyAV")
 
 
 class Reader(Protocol):
@@ -44,6 +86,7 @@ class Decord:
     def __init__(self, path: str) -> None:
         import decord
 
+        check_upright(path)
         self.reader = decord.VideoReader(path, num_threads=1)
         self.count, self.fps = len(self.reader), float(self.reader.get_avg_fps())
 
@@ -135,8 +178,12 @@ class PyAV:
 
     def _array(self, frame: "av.VideoFrame") -> np.ndarray:
         width, height = self.size  # of the first frame: a stream may change its size
-        rgb = self.reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
-        return np.rot90(rgb, round(frame.rotation / 90))
+        has_alpha = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
+        layout = "rgba" if has_alpha else "rgb24"
+        pixels = self.reformatter.reformat(frame, width, height, layout, threads=1).to_ndarray()
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        pixels = on_white(pixels) if has_alpha else pixels
+        return as_shown(pixels, struct.unpack_from("5i", matrix)) if matrix else pixels  # type: ignore[arg-type]
 
 
 class TorchCodec:
@@ -145,6 +192,7 @@ class TorchCodec:
     def __init__(self, path: str) -> None:
         from torchcodec.decoders import VideoDecoder
 
+        check_upright(path)
         self.decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
         self.count, self.fps = len(self.decoder), float(self.decoder.metadata.average_fps or 0)
 

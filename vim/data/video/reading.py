@@ -19,7 +19,7 @@ from vim.data.video import decoding
 from vim.errors import UserError, missing
 
 # The names of `decoder`, and what each tries in order. PyAV takes 0.7 of decord's time on 720p, since it skips frames
-# that no wanted frame refers to, and decodes AV1. decord 0.6 stretches rotated videos, and turns damaged frames grey.
+# that no wanted frame refers to, and decodes AV1. decord 0.6 turns damaged frames grey.
 DECODERS = {"auto": ("pyav", "decord"), "decord": ("decord",), "pyav": ("pyav",), "torchcodec": ("torchcodec",)}
 PACKAGES = {"decord": "decord", "pyav": "av", "torchcodec": "torchcodec"}
 
@@ -110,7 +110,7 @@ def installed(decoder: str) -> list[str]:
 def read_video(
     path: str | Path, choose: Choose, mode: str = "RGB", *, decoder: str = "auto", time_limit: float = 30.0
 ) -> list[Image.Image]:
-    """Decode frames of a video file, rotated upright.
+    """Decode frames of a video file as players show them: turned and mirrored as it says, and on white.
 
     Args:
         choose: gets the number of frames and the frames per second (0 if unknown), and returns the wanted indices.
