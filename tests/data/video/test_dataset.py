@@ -150,7 +150,7 @@ def test_the_names_of_classes(root):
         part(image_data(data_of(root, classes="one.txt")), "val", "L")
     (root / "two.txt").write_text("\ufeffcat\ndog\n\n")
     assert part(image_data(data_of(root, classes="two.txt")), "val", "L").classes == ["cat", "dog"]
-    with pytest.raises(UserError, match="cannot read the classes .*none.txt"):
+    with pytest.raises(UserError, match="cannot read .*none.txt .it does not exist.: give a text file of names"):
         part(image_data(data_of(root, classes="none.txt")), "val", "L")
     assert part(image_data(data_of(root)), "val", "L").classes is None
 

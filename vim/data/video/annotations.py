@@ -1,15 +1,23 @@
 """Which videos a data set has, and their labels: annotation files, folders of videos, and the names of classes."""
 
+import logging
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 from vim.data.files import IMAGES, VIDEOS, class_files, files_below, files_in
 from vim.data.video.sampling import windows
-from vim.errors import UserError
+from vim.errors import UserError, printable
 
-_COLUMNS = {None: "PATH LABEL", "frames": "PATH FRAMES LABEL", "duration": "PATH LABEL SECONDS"}
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+# a path, in quotes or not, and all numbers at the end of its line
+LINE = re.compile(rf'(?s:"((?:[^"]|"")*)"|(.*?))((?:(?:\s*[,;]\s*|\s+)"?{NUMBER}"?)*)')
+COLUMNS = {None: "PATH LABEL", "frames": "PATH FRAMES LABEL", "duration": "PATH LABEL SECONDS"}
+
+
+_logger = logging.getLogger(__name__)
 
 
 class Video(NamedTuple):
@@ -24,7 +32,8 @@ class Video(NamedTuple):
 def read_annotations(path: Path, prefix: Path, *, third: str | None = None) -> list[Video]:
     """Read an annotation file: one video a line, without a header.
 
-    A line is `PATH LABEL`, separated by a comma, a tab or spaces; the label is a class index.
+    A line is `PATH LABEL`, separated by a comma, a semicolon, a tab or spaces; the label is a class index. The path may
+    stand in double quotes, as CSV writes one with a comma in it.
 
     Args:
         prefix: the folder that paths are relative to.
@@ -35,41 +44,55 @@ def read_annotations(path: Path, prefix: Path, *, third: str | None = None) -> l
         UserError: the file cannot be read or is empty, a line has other columns, a path leads out of the folder, or a
             video has two labels.
     """
-    # Read the lines; the first one decides the separator of all.
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the annotations {path} ({error}): give a text file of lines PATH LABEL") from None
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise UserError(f"no video in {path}: expected lines PATH LABEL")
-    separator = "," if _parse(numbered[0][1], ",", third) else None  # None: tabs or spaces
-
-    # Parse each line, and resolve and check its path.
     base = os.path.normpath(prefix)
     videos: list[Video] = []
     labels: dict[str, int] = {}
-    for number, line in numbered:
+    for number, line in enumerate(read_lines(path, "lines PATH LABEL"), 1):
         where = f"{path}, line {number}"
-        parsed = _parse(line, separator, third)
-        if not parsed:
-            raise UserError(
-                f"{where}: expected {_COLUMNS[third]}, separated by a comma in all lines or by a tab or a space in "
-                f"all, and no line of names, got {line[:100]!r}"
-            )
-        for video in parsed:
+        for video in _parse(line.strip(), third, where) if line.strip() else []:
             file = os.path.normpath(os.path.join(base, video.path))
             if not Path(file).is_relative_to(base):
                 raise UserError(f"{where}: {video.path} lies outside {base}: set data.video.prefix to its folder")
             if labels.setdefault(file, video.label) != video.label:
                 raise UserError(f"{where}: {video.path} has label {video.label}, and {labels[file]} before: keep one")
             videos.append(video._replace(path=file))
+    if not videos:
+        raise UserError(f"no video in {path}: expected lines PATH LABEL")
+    if 0 not in labels.values():
+        text = "%s: no video has label 0, the first class: labels count from 0, so subtract 1 where they count from 1"
+        _logger.warning(text, printable(str(path)))
     return videos
 
 
-def _parse(line: str, separator: str | None, third: str | None) -> list[Video]:
-    """The video of a line, or its windows; an empty list if the line has other columns."""
-    path, *values = (value.strip() for value in line.strip().rsplit(separator, 1 if third is None else 2))
+def read_lines(path: Path, expected: str) -> list[str]:
+    """The lines of a text file. Bytes that are no UTF-8 are kept, as Python keeps those of paths.
+
+    Raises:
+        UserError: the file cannot be read, or is no text.
+    """
+    try:
+        if not path.is_file():  # reading a pipe would wait
+            raise OSError("it is no regular file" if path.exists() else "it does not exist")
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        if "\0" in text:
+            raise OSError("it is not in UTF-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}): give a text file of {expected}") from None
+    return text.split("\n")
+
+
+def _parse(line: str, third: str | None, where: str) -> list[Video]:
+    """The video of a line, or its windows."""
+    match = LINE.fullmatch(line)
+    assert match  # whatever else, it is a path
+    path = match[2] if match[1] is None else match[1].replace('""', '"')
+    values = re.findall(NUMBER, match[3])
+    if len(values) > (1 if third is None else 2):
+        raise UserError(
+            f"{where}: expected {COLUMNS[third]}, got {len(values)} numbers after {path}: {', '.join(values)[:50]}. A "
+            "video has one label, and a column of frames needs data.video.frame_template; put a path that ends in a "
+            'number in double quotes: "a 1",0'
+        )
     try:
         if third == "frames":
             frames, label = map(int, values)
@@ -81,8 +104,13 @@ def _parse(line: str, separator: str | None, third: str | None) -> list[Video]:
             (label,) = map(int, values)
             videos = [Video(path, label)]
     except (ValueError, IndexError):
-        return []
-    return videos if path and label >= 0 else []
+        videos = []
+    if not videos or not path or label < 0:
+        raise UserError(
+            f"{where}: expected {COLUMNS[third]}, separated by a comma, a tab or a space, and no line of names, got "
+            f"{line[:100]}"
+        )
+    return videos
 
 
 def video_folder(folder: Path) -> tuple[list[Video], list[str]]:
@@ -111,10 +139,7 @@ def read_classes(root: Path, name: str | None) -> list[str] | None:
     path = root / (name or "classes.txt")
     if name is None and not path.exists():
         return None
-    try:
-        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the classes {path} ({error}): give a text file of names, one a line") from None
+    return [printable(line.strip()) for line in "\n".join(read_lines(path, "names, one a line")).rstrip().split("\n")]
 
 
 def find_videos(paths: list[Path]) -> list[Path]:
