@@ -91,6 +91,33 @@ def write_image(path, height=10, width=12):
     return path
 
 
+def write_turned(path, orientation):
+    """A white image, red at its left upper corner once it is upright, stored as a camera held otherwise stores it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((48, 64, 3), 255, np.uint8)
+    pixels[:12, :16] = 255, 0, 0
+    # by the first row's and the first column's place in EXIF's table, undone
+    stored = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.swapaxes(0, 1),
+        6: pixels.swapaxes(0, 1)[::-1],
+        7: pixels[::-1, ::-1].swapaxes(0, 1),
+        8: pixels.swapaxes(0, 1)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
+    return path
+
+
+def is_upright(image):
+    red = (np.asarray(image.convert("RGB")).astype(int) @ [1, -1, 0]) > 100
+    return image.size == (64, 48) and red[2:10, 2:14].all() and not red[14:].any() and not red[:, 18:].any()
+
+
 def write_truncated(path):
     whole = write_image(path, 100, 100).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -113,7 +140,7 @@ def encode(number, broken=()):
     return (b"<html>" if number % 2 else file.getvalue()[:20]) if number in broken else file.getvalue()
 
 
-def write_shards(folder, broken=()):
+def write_shards(folder, broken=(), encode=encode):
     """Four WebDataset shards of eight images."""
     folder.mkdir(exist_ok=True)
     for shard in range(4):
@@ -128,7 +155,7 @@ def write_shards(folder, broken=()):
     return {"dataset": "wds/in", "root": str(folder), "train_options": options, "val_options": options}
 
 
-def write_parquet(folder, broken=()):
+def write_parquet(folder, broken=(), encode=encode):
     """A Hugging Face data set in four files of eight images; broken bytes go in as bytes."""
     import datasets  # here, because it takes a second
 

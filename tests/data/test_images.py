@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from tests.tiny import image_data, told, write_folder, write_image, write_truncated
+from tests.tiny import image_data, is_upright, told, write_folder, write_image, write_truncated, write_turned
 from vim.data import build_datasets, find_images, image_mode, read_image
 from vim.data.images import convert
 from vim.errors import UserError
@@ -53,33 +53,6 @@ def test_thirty_two_bits_are_refused(kind, tmp_path):
     Image.fromarray(np.zeros((2, 2), dtype=kind)).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match=told("cannot read", tmp_path / "a.tif", "save it with 8 or 16")):
         read_image(tmp_path / "a.tif")
-
-
-def write_turned(path, orientation):
-    """A white image, red at its left upper corner once it is upright, stored as a camera held otherwise stores it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.full((48, 64, 3), 255, np.uint8)
-    pixels[:12, :16] = 255, 0, 0
-    # by the first row's and the first column's place in EXIF's table, undone
-    stored = {
-        1: pixels,
-        2: pixels[:, ::-1],
-        3: pixels[::-1, ::-1],
-        4: pixels[::-1],
-        5: pixels.swapaxes(0, 1),
-        6: pixels.swapaxes(0, 1)[::-1],
-        7: pixels[::-1, ::-1].swapaxes(0, 1),
-        8: pixels.swapaxes(0, 1)[:, ::-1],
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x112] = orientation
-    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
-    return path
-
-
-def is_upright(image):
-    red = (np.asarray(image.convert("RGB")).astype(int) @ [1, -1, 0]) > 100
-    return image.size == (64, 48) and red[2:10, 2:14].all() and not red[14:].any() and not red[:, 18:].any()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

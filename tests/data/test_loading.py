@@ -11,9 +11,10 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from tests import tiny
-from tests.tiny import image_data, write_folder, write_parquet, write_shards, write_truncated
+from tests.tiny import image_data, is_upright, write_folder, write_parquet, write_shards, write_truncated
 from vim.data import IGNORED, Digits, Share, build_datasets, create_loader, loading, part
 from vim.data.datasets import TimmImages
+from vim.data.streams import Stream
 from vim.errors import UserError
 
 
@@ -166,6 +167,58 @@ def test_images_in_tar_files(tmp_path):
     batches = load(splits.train)
     assert sorted(torch.cat([batch.labels for batch in batches]).tolist()).count(0) >= 4
     assert [bad.name in line for batch in batches for line in batch.unreadable] == [True]
+
+
+def test_what_systems_leave_in_tar_files(tmp_path):
+    """Hidden files, a hidden class, one of system files; and images that are neither PNG nor JPEG."""
+    root = write_folder(tmp_path / "images")
+    Image.new("RGB", (9, 9)).save(root / "train/dog/a.webp")
+    for name in ("cat/._0.png", ".ipynb_checkpoints/0.png", "__MACOSX/dog/._0.png", "zoo/._1.png"):
+        (root / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "train" / name).write_text("no image")
+    for name in ("train", "val"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            archive.add(root / name, ".")
+    splits = build_datasets(image_data({"dataset": "tar", "root": tmp_path}))
+    assert splits.classes == ["cat", "dog"]
+    assert [splits.train[i][1] for i in range(len(splits.train))] == [0] * 4 + [1] * 5
+
+
+def encode_turned(number, broken=()):
+    """A PNG of a red image as a camera on its side stores it; every other one has alpha, and is clear besides."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x112] = 6
+    pixels = np.zeros((64, 48, 4), np.uint8)
+    pixels[48:, :12] = 255, 0, 0, 255
+    image = Image.fromarray(pixels)
+    if number % 2:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    image.save(file, "png", exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "torch/image_folder", "hfds", "hfids", "wds"])
+def test_every_reader_makes_images_upright_and_opaque(kind, tmp_path):
+    for part_name in ("train", "val"):
+        for number in range(2):
+            path = tmp_path / part_name / "ab"[number] / "0.png"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(encode_turned(number))
+        with tarfile.open(tmp_path / f"{part_name}.tar", "w") as archive:
+            archive.add(tmp_path / part_name, ".")
+    data = {"dataset": kind, "root": str(tmp_path)}
+    if kind == "torch/image_folder":
+        data["train_options"] = {"split": "train"}
+    if kind == "wds":
+        data = write_shards(tmp_path / "shards", encode=encode_turned)
+    if kind in ("hfds", "hfids"):
+        data = write_parquet(tmp_path / "parquet", encode=encode_turned)
+        data["dataset"] = data["dataset"].replace("hfids", kind)
+        data["train_options"] = {"split": "train"} if kind == "hfds" else data["train_options"]
+    dataset = part(image_data(data), "train", "RGB")
+    images = dataset if isinstance(dataset, Stream) else (dataset[i] for i in range(len(dataset)))
+    images = [image for image, _ in images]
+    assert len(images) >= 2 and all(map(is_upright, images))
 
 
 STREAMS = pytest.mark.parametrize("write", [write_shards, write_parquet])

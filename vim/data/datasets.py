@@ -5,13 +5,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 from PIL import Image
 from timm.data import create_dataset
 from timm.data.dataset import ImageDataset, IterableImageDataset
+from timm.data.readers.img_extensions import set_img_extensions
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset
 from torchvision.datasets import VisionDataset
 
 from vim.data.digits import Digits
+from vim.data.files import IMAGES, is_system
 from vim.data.images import UNDECODABLE, ImageFiles, convert, image_folder, read_image, reason
 from vim.data.mnist import Mnist5k
 from vim.data.streams import Stream
@@ -140,13 +144,27 @@ def _timm(name: str, root: str | None, split: str, mode: str, options: Mapping[s
     if prefix in READ_WITH:
         require(READ_WITH[prefix], f"the data set {name}")
     default = {"split": {"train": "train", "val": "validation"}[split], "is_training": split == "train"}
+    set_img_extensions(IMAGES.suffixes)  # timm's own are three
     try:
         dataset = create_dataset(name, root=root, input_img_mode=mode, **{**default, **options})
     except Exception as error:  # readers raise many classes, and assertions
         raise UserError(f"cannot open the data set {name or root} ({split}): {describe(error)}") from error
     if isinstance(dataset, IterableImageDataset):
         return Stream(dataset, mode)
-    return (TimmImages if hasattr(dataset, "reader") else TorchvisionImages)(dataset, mode)
+    if not hasattr(dataset, "reader"):
+        return TorchvisionImages(dataset, mode)
+    if isinstance(dataset.reader, ReaderImageInTar):
+        _leave_out_system_files(dataset.reader)
+    return TimmImages(dataset, mode)
+
+
+def _leave_out_system_files(reader: ReaderImageInTar) -> None:
+    """Leave hidden and system files out of a tar file's images, and classes of nothing else."""
+    paths = [Path(member.name).parts for member, _, _ in reader.samples]
+    kept = [i for i, names in enumerate(paths) if not any(map(is_system, names))]
+    reader.samples, old = reader.samples[kept], reader.targets[kept]
+    used, reader.targets = np.unique(old, return_inverse=True)
+    reader.class_name_to_idx = {reader.class_idx_to_name[index]: i for i, index in enumerate(used.tolist())}
 
 
 def class_names(dataset: object) -> list[str] | None:

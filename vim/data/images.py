@@ -81,7 +81,9 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
         image = image.convert("LA")
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info or _has_clear_colours(image):
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert(mode)
+    image = image.convert(mode)
+    image.info = {}  # a second conversion would turn it again
+    return image
 
 
 def _scale_clear_value(image: Image.Image) -> None:
