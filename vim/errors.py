@@ -1,6 +1,5 @@
 """Errors that a user sees as one line instead of a traceback."""
 
-import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,8 +16,6 @@ EXTRAS = {
     "demo": ("mlxtend",),
     "streams": ("datasets", "webdataset"),
 }
-# characters that steer a terminal or turn the direction of writing, and bytes of a file's name that are no UTF-8
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 PIP_NAMES = {"sklearn": "scikit-learn", "vega_datasets": "vega-datasets"}  # where pip has another name
 
 
@@ -30,15 +27,15 @@ class UserError(ValueError):
         super().__init__(one_line(message.rsplit(f"{type(self).__name__}: ", 1)[-1]))
 
 
-def printable(text: str) -> str:
-    """Escape what a file's or a class's name can hold and a terminal, a log or UTF-8 cannot, as Python writes it."""
-    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-
-
 def one_line(message: str) -> str:
-    """Join the lines of a message, escape it, and cut it to 500 characters: torch may append a long list of names."""
-    line = printable(" ".join(part.strip() for part in message.strip().split("\n")))
+    """Join the lines of a message, escape control characters, and cut it to 500: torch may append a list of names."""
+    line = printable(" ".join(part.strip() for part in message.strip().splitlines()))
     return line if len(line) <= 500 else f"{line[:500]}..."
+
+
+def printable(text: object) -> str:
+    """The text with every character escaped that a terminal would obey or could not encode, such as a newline."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(text))
 
 
 def describe(error: Exception) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.tiny import image_data, told, write_folder
-from vim.data import build_datasets, find_images, find_videos, read_image
+from tests.tiny import image_data, told, write_folder, write_video
+from vim.data import build_datasets, find_images, find_videos, read_image, read_video
 from vim.data.files import IMAGES, VIDEOS, class_files, files_below, files_in
 from vim.errors import UserError
 
@@ -187,3 +187,23 @@ def test_images_of_every_kind_in_one_folder(tmp_path):
     for path in found:
         red, green, blue = read_image(path).getpixel((8, 8))
         assert red > 250 and green < 5 and blue < 5, path
+
+
+def test_names_that_cannot_be_printed(tmp_path):
+    """Bytes that are no UTF-8, a new line, a terminal's command: files are found and read, and messages are escaped."""
+    root = write_folder(tmp_path / "data", train=(), val=())
+    folder, name = os.fsdecode(b"caf\xe9"), os.fsdecode(b"a\n\x1b[31m\xff.png")
+    for part in ("train", "val"):
+        write(root / part / folder / name)
+    splits = build_datasets(image_data({"dataset": "folder", "root": str(root)}))
+    assert splits.classes == ["caf\\udce9"]
+    with pytest.raises(UserError, match=told("cannot read", "caf\\udce9/a\\n\\x1b[31m\\udcff.png as an image")):
+        splits.train[0]
+    path = root / "train" / folder / name
+    Image.new("RGB", (4, 4)).save(path)
+    assert splits.train[0][0].size == (4, 4)
+    video = write_video(path.with_suffix(".mp4"))
+    assert find_videos([root / "train"]) == [video]
+    assert len(read_video(video, lambda count, fps: [0])) == 1
+    with pytest.raises(UserError, match=told("no such video", "caf\\udce9/none\\udcff")):
+        read_video(path.with_name(os.fsdecode(b"none\xff")), lambda count, fps: [0])

@@ -170,11 +170,11 @@ def _leave_out_system_files(reader: ReaderImageInTar) -> None:
 def class_names(dataset: object) -> list[str] | None:
     """The names of a data set's classes in the order of their indices, escaped, or None if it does not have them."""
     if names := getattr(dataset, "classes", None):
-        return [printable(str(name)) for name in names]
+        return [printable(name) for name in names]
     reader = getattr(getattr(dataset, "dataset", dataset), "reader", None)
     to_index = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
     if to_index:
-        return [printable(str(name)) for name in sorted(to_index, key=to_index.get)]
+        return [printable(name) for name in sorted(to_index, key=to_index.get)]
     return None
 
 

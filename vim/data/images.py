@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from vim.data.files import FORMATS, IMAGES, class_files, files_below
-from vim.errors import UserError, describe
+from vim.errors import UserError, describe, printable
 
 # Pillow's exceptions: its decoders raise what comes, for want of a class of its own
 UNDECODABLE = (
@@ -56,7 +56,7 @@ def read_image(path: str | Path | IO[bytes], mode: str = "RGB", *, name: str | N
     Raises:
         UserError: the file does not exist, or cannot be decoded to an image of 8 bits.
     """
-    name = name or str(path)
+    name = printable(name or str(path))
     try:
         if isinstance(path, str | Path) and not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait
             raise ValueError("it is no regular file")

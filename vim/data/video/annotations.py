@@ -60,7 +60,7 @@ def read_annotations(path: Path, prefix: Path, *, third: str | None = None) -> l
         raise UserError(f"no video in {path}: expected lines PATH LABEL")
     if 0 not in labels.values():
         text = "%s: no video has label 0, the first class: labels count from 0, so subtract 1 where they count from 1"
-        _logger.warning(text, printable(str(path)))
+        _logger.warning(text, printable(path))
     return videos
 
 

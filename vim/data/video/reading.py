@@ -16,7 +16,7 @@ from PIL import Image
 from vim.data.files import IMAGES, files_in
 from vim.data.images import read_image
 from vim.data.video import decoding
-from vim.errors import UserError, missing
+from vim.errors import UserError, missing, printable
 
 # The names of `decoder`, and what each tries in order. PyAV takes 0.7 of decord's time on 720p, since it skips frames
 # that no wanted frame refers to, and decodes AV1. decord 0.6 turns damaged frames grey.
@@ -122,7 +122,7 @@ def read_video(
         UserError: the file does not exist, or no decoder is installed or can decode it in time.
     """
     if not os.path.isfile(path):
-        raise UserError(f"no such video: {path} (give the path of a video file)")
+        raise UserError(f"no such video: {printable(path)} (give the path of a video file)")
     reasons = []
     for name in installed(decoder):
         try:
@@ -130,7 +130,7 @@ def read_video(
             return frames if mode == "RGB" else [frame.convert(mode) for frame in frames]
         except (_DecodingError, TimeoutError, ChildProcessError) as error:
             reasons.append(f"{name}: {error}")
-    raise UserError(f"cannot read {path} as a video ({reasons[0][:200]}): replace the file or take it out")
+    raise UserError(f"cannot read {printable(path)} as a video ({reasons[0][:200]}): replace the file or take it out")
 
 
 def read_frames(folder: Path, choose: Choose, mode: str, template: str | None, count: int | None) -> list[Image.Image]:
