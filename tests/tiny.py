@@ -140,7 +140,7 @@ def encode(number, broken=()):
     return (b"<html>" if number % 2 else file.getvalue()[:20]) if number in broken else file.getvalue()
 
 
-def write_shards(folder, broken=(), encode=encode):
+def write_shards(folder, broken=()):
     """Four WebDataset shards of eight images."""
     folder.mkdir(exist_ok=True)
     for shard in range(4):
@@ -155,7 +155,7 @@ def write_shards(folder, broken=(), encode=encode):
     return {"dataset": "wds/in", "root": str(folder), "train_options": options, "val_options": options}
 
 
-def write_parquet(folder, broken=(), encode=encode):
+def write_parquet(folder, broken=()):
     """A Hugging Face data set in four files of eight images; broken bytes go in as bytes."""
     import datasets  # here, because it takes a second
 

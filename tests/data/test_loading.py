@@ -198,7 +198,8 @@ def encode_turned(number, broken=()):
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "torch/image_folder", "hfds", "hfids", "wds"])
-def test_every_reader_makes_images_upright_and_opaque(kind, tmp_path):
+def test_every_reader_makes_images_upright_and_opaque(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "encode", encode_turned)
     for part_name in ("train", "val"):
         for number in range(2):
             path = tmp_path / part_name / "ab"[number] / "0.png"
@@ -210,9 +211,9 @@ def test_every_reader_makes_images_upright_and_opaque(kind, tmp_path):
     if kind == "torch/image_folder":
         data["train_options"] = {"split": "train"}
     if kind == "wds":
-        data = write_shards(tmp_path / "shards", encode=encode_turned)
+        data = write_shards(tmp_path / "shards")
     if kind in ("hfds", "hfids"):
-        data = write_parquet(tmp_path / "parquet", encode=encode_turned)
+        data = write_parquet(tmp_path / "parquet")
         data["dataset"] = data["dataset"].replace("hfids", kind)
         data["train_options"] = {"split": "train"} if kind == "hfds" else data["train_options"]
     dataset = part(image_data(data), "train", "RGB")

@@ -108,7 +108,7 @@ def _dialect(path: Path) -> Dialect:
                 comments.append(i)
             elif len(rest) < 1000 and line.strip():
                 rest.append(line)
-    header = rest[0] if rest else ""
+    header = rest[0][:100_000] if rest else ""  # csv refuses longer fields
     sep = max(",;\t", key=lambda sign: len(next(csv.reader([header], delimiter=sign))))
     decimal = re.compile(rf'(?:^|{sep})\s*"?[-+]?\d[\d.]*,\d+"?\s*(?:{sep}|$)')
     has_commas = sep != "," and any(decimal.search(line) for line in rest[1:])
@@ -134,6 +134,7 @@ def _without_last_rows(table: "pandas.DataFrame", source: str) -> "pandas.DataFr
 
 def _without_unnamed(table: "pandas.DataFrame", source: str) -> "pandas.DataFrame":
     """Take an index that pandas wrote without a name as `date` if it has dates; leave it out if it has row numbers."""
+    left_out = []
     for i, name in enumerate(table.columns):
         if not re.fullmatch(r"Unnamed: \d+", name):
             continue
@@ -143,11 +144,13 @@ def _without_unnamed(table: "pandas.DataFrame", source: str) -> "pandas.DataFram
             _logger.info("%s: the column without a name is taken as date", source)
             table = table.rename(columns={name: "date"})
         elif column.isna().all() or (column.dtype.kind == "i" and (column.diff().iloc[1:] == 1).all()):
-            _logger.info("%s, column %d: left out: it has no name, and row numbers or nothing in it", source, i + 1)
-            table = table.drop(columns=name)
+            left_out.append(name)
         else:
             raise UserError(f"{source}, column {i + 1} has no name: name it, or leave it out (index=False in pandas)")
-    return table
+    if left_out:
+        text = "%s: %d columns without a name left out: they have row numbers or nothing"
+        _logger.info(text, source, len(left_out))
+    return table.drop(columns=left_out)
 
 
 def _pivot(table: "pandas.DataFrame", source: str) -> "pandas.DataFrame":
