@@ -18,12 +18,12 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that measures me
 import torch
 
 from vim.engine.files import write_csv
-from vim.errors import UserError, require, run
+from vim.errors import Parser, UserError, require, run
 from vim.measure import PASSES, Row, compare_everything, compare_imports, compare_models, gpu, plot
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="timm names; speeds are relative to the last")
     parser.add_argument("--img-size", type=int, nargs="+", default=[224], metavar="N", help="with --models, pixels")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1], metavar="N", help="with --models, images")

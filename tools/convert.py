@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from vim.engine.weights import load_published, load_trained, save_for_timm
-from vim.errors import UserError, run
+from vim.errors import Parser, UserError, run
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="best.pth or last.pth of a run; with --model, published weights")
     parser.add_argument("folder", type=Path, help="where to write model.safetensors and config.json")
     parser.add_argument("--model", help="the timm name of the model that published weights are for, such as vim_small")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from vim.engine.files import make_folder
-from vim.errors import EXTRAS, check_installed, run
+from vim.errors import EXTRAS, Parser, check_installed, run
 from vim.export import SUFFIXES, build, choose_format, export
 from vim.kernels.traceable import DECOMPOSITIONS
 
@@ -15,7 +15,7 @@ NOTES = {
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("model", help="a timm name of this package, such as vim_tiny, or local-dir:FOLDER")
     parser.add_argument("out", type=Path, help="the file to write: .pt2 or .onnx")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights of the published layout")

@@ -7,7 +7,7 @@ from pathlib import Path
 from vim.engine.config import add_run_arguments, recipe_of, work_dir_of
 from vim.engine.plots import plot_curves
 from vim.engine.weights import choose_save, load_weights, read_run
-from vim.errors import UserError, run
+from vim.errors import Parser, UserError, run
 from vim.options import SeriesRecipe
 from vim.tasks.build import build_run
 from vim.tasks.forecasting.baselines import Comparison, compare
@@ -18,7 +18,7 @@ from vim.tasks.forecasting.train import Forecasting
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train what a config describes, and evaluate it")
     add_run_arguments(train, SeriesRecipe)

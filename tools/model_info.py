@@ -8,7 +8,7 @@ import timm
 
 import vim  # noqa: F401  registers the models
 from vim.engine.files import write_csv
-from vim.errors import UserError, require, run
+from vim.errors import Parser, UserError, require, run
 from vim.measure import Cost, cost_of
 
 NOTES = """\
@@ -22,7 +22,7 @@ GFLOPs, total     2 for each MAC, plus the scan. Norms, activations, gates and s
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="timm names (default: all models of this package)")
     parser.add_argument("--img-size", type=int, metavar="N", help="height and width in pixels (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images in a pass (default: 1)")

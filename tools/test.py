@@ -6,7 +6,7 @@ from vim.data import image_mode
 from vim.engine.build import build_loader
 from vim.engine.config import recipe_of
 from vim.engine.launch import launch, share_of
-from vim.errors import run
+from vim.errors import Parser, run
 from vim.options import ImageRecipe
 from vim.tasks.classification.candidates import for_size, resized
 from vim.tasks.classification.evaluate import evaluate_timed
@@ -15,7 +15,7 @@ from vim.tasks.classification.results import Report, add_evaluation_arguments, c
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_evaluation_arguments(parser)
     parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="pixels a side (default: the model's)")
     parser.add_argument(

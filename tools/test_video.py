@@ -8,7 +8,7 @@ from vim.data import Videos, image_mode, num_frames, part
 from vim.engine.build import build_loader
 from vim.engine.config import recipe_of
 from vim.engine.launch import launch, share_of
-from vim.errors import UserError, run
+from vim.errors import Parser, UserError, run
 from vim.options import ImageRecipe
 from vim.tasks.classification.imagenet import own_classes
 from vim.tasks.classification.results import Report, add_evaluation_arguments, candidate_of, image_size
@@ -16,7 +16,7 @@ from vim.tasks.classification.views import Views, evaluate_views
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_evaluation_arguments(parser)
     parser.add_argument("--clips", type=int, default=4, metavar="N", help="at so many times of a video (default: 4)")
     parser.add_argument("--crops", type=int, default=3, metavar="N", help="squares along its frames (default: 3)")

@@ -8,14 +8,14 @@ from vim.data import Digits, num_frames
 from vim.engine.config import add_run_arguments, recipe_of, work_dir_of
 from vim.engine.loop import Loop
 from vim.engine.weights import choose_save
-from vim.errors import run
+from vim.errors import Parser, run
 from vim.options import ImageRecipe
 from vim.tasks.build import build_run
 from vim.tasks.classification.train import Classification, plot_run
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_run_arguments(parser)
     return parser.parse_args()
 

@@ -1,11 +1,19 @@
 """Errors that a user sees as one line instead of a traceback."""
 
+import argparse
+import io
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType, TracebackType
+from pathlib import Path
+from types import FrameType, ModuleType, TracebackType
+from typing import Any, NoReturn
 
 # the packages that each extra of setup.cfg brings, by the names that Python imports
 EXTRAS = {
@@ -36,6 +44,11 @@ def one_line(message: str) -> str:
 def printable(text: object) -> str:
     """The text with every character escaped that a terminal would obey or could not encode, such as a newline."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(text))
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """The names that a misspelt name may stand for, the closest first: "(the closest: vim_tiny)"."""
+    return f"(the closest: {', '.join(get_close_matches(name, list(names))) or 'none'})"
 
 
 def describe(error: Exception) -> str:
@@ -93,16 +106,89 @@ def _print_error(
         otherwise(kind, error, traceback)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser of a tool's command line, whose mistakes are UserErrors."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("type", Path, _path)
+        self.register("type", int, _whole_number)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UserError in place of writing the usage; for an unknown option it names the closest."""
+        unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
+        if unknown.startswith("-"):
+            message += f" {closest(unknown, [name for action in self._actions for name in action.option_strings])}"
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _path(word: str) -> Path:
+    if not word or "\0" in word:
+        raise argparse.ArgumentTypeError(f"expected a path, got {word!r}")
+    return Path(word)
+
+
+def _whole_number(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {word!r}") from None
+
+
+class Stopped(BaseException):
+    """A signal that ends a tool: its number."""
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a tool's `main`; a UserError or an OSError becomes a line on standard error and exit status 2."""
+    """Run a tool's `main`; every way in which it can fail is a line on standard error and an exit status.
+
+    A UserError and an OSError end with status 2, a signal with 128 and its number, a closed output as SIGPIPE would.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, _stop)
+    status = _status_of(main)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again, and complains
+        status = status or _failed(error)
+    if status:
+        sys.exit(status)
+
+
+def _status_of(main: Callable[[], None]) -> int:
     try:
         main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        return _end(2, f"error: {error}")
     except OSError as error:  # a file it cannot read or write, a full disk
-        sys.stderr.write(f"error: {error.filename or 'input or output'}: {error.strerror or one_line(str(error))}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
+        return _failed(error)
+    except KeyboardInterrupt as error:
+        return _end(130, ": ".join(["interrupted", *map(str, error.args)]))
+    except Stopped as stopped:
+        number = signal.Signals(stopped.args[0])
+        return _end(128 + number, f"stopped by {number.name}")
+    return 0
+
+
+def _failed(error: OSError) -> int:
+    if isinstance(error, BrokenPipeError):  # nobody reads the output any more, as after `| head -1`
+        return 128 + signal.SIGPIPE
+    name = error.filename or "input or output"
+    return _end(2, f"error: {one_line(f'{name}: {error.strerror or error}')}")
+
+
+def _end(status: int, line: str) -> int:
+    with suppress(OSError):  # the terminal is gone
+        sys.stderr.write(f"{line}\n")
+    return status
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
