@@ -18,7 +18,7 @@ MSE: published, not measured here:
 
 _base_ = ["../_base_/tsm2.py"]
 
-benchmarks = {
+_benchmarks = {
     "etth1": dict(data=dict(split="etth")),
     "etth2": dict(data=dict(split="etth")),
     "ettm1": dict(data=dict(split="ettm")),
@@ -30,6 +30,6 @@ benchmarks = {
 }
 rows = {
     f"tsm2_{name}_{horizon}": {**changes, "data": {**changes["data"], "horizon": horizon}}
-    for name, changes in benchmarks.items()
+    for name, changes in _benchmarks.items()
     for horizon in (96, 192, 336, 720)
 }

@@ -18,17 +18,17 @@ _base_ = [
 model = dict(pretrained=True, num_classes=10)
 schedule = dict(warmup_epochs=5)
 
-tiny = dict(
+_tiny = dict(
     name="tiny",
     drop_path_rate=0.1,
     decay=dict(weight_decay=0.1, layer_decay=0.75),
     train_transform=dict(auto_augment="rand-m5-n2-mstd0.25-inc1"),
 )
-small = dict(name="small", drop_path_rate=0.4, decay=dict(weight_decay=0.05, layer_decay=0.75))
-middle = dict(name="middle", drop_path_rate=0.8, decay=dict(weight_decay=0.05, layer_decay=0.8))
-masked = dict(name="middle", drop_path_rate=0.4, decay=dict(weight_decay=0.05, layer_decay=0.8))
+_small = dict(name="small", drop_path_rate=0.4, decay=dict(weight_decay=0.05, layer_decay=0.75))
+_middle = dict(name="middle", drop_path_rate=0.8, decay=dict(weight_decay=0.05, layer_decay=0.8))
+_masked = dict(name="middle", drop_path_rate=0.4, decay=dict(weight_decay=0.05, layer_decay=0.8))
 # the authors start 64 frames from the weights of 32
-of_32_frames = dict(pretrained_cfg_overlay=dict(hf_hub_filename="videomamba_t16_k400_f32_res224.pth"))
+_of_32_frames = dict(pretrained_cfg_overlay=dict(hf_hub_filename="videomamba_t16_k400_f32_res224.pth"))
 
 
 def run(size, frames, weights, gpus, batch, epochs, **model):
@@ -47,12 +47,12 @@ def run(size, frames, weights, gpus, batch, epochs, **model):
 
 
 rows = {
-    "videomamba-tiny-f32_breakfast": run(tiny, 32, "k400", gpus=8, batch=64, epochs=70),  # 94.3
-    "videomamba-tiny-f64_breakfast": run(tiny, 64, "k400", gpus=16, batch=32, epochs=70, **of_32_frames),  # 94.3
-    "videomamba-small-f32_breakfast": run(small, 32, "k400", gpus=16, batch=32, epochs=50),  # 95.3
-    "videomamba-small-f64_breakfast": run(small, 64, "k400", gpus=16, batch=16, epochs=50),  # 97.4
-    "videomamba-middle-f32_breakfast": run(middle, 32, "k400", gpus=8, batch=16, epochs=50),  # 94.8
-    "videomamba-middle-f64_breakfast": run(middle, 64, "k400", gpus=8, batch=8, epochs=50),  # 95.8
-    "videomamba-middle-mask-f32_breakfast": run(masked, 32, "mask_k400", gpus=8, batch=16, epochs=45),  # 97.9
-    "videomamba-middle-mask-f64_breakfast": run(masked, 64, "mask_k400", gpus=8, batch=8, epochs=45),  # 96.9
+    "videomamba-tiny-f32_breakfast": run(_tiny, 32, "k400", gpus=8, batch=64, epochs=70),  # 94.3
+    "videomamba-tiny-f64_breakfast": run(_tiny, 64, "k400", gpus=16, batch=32, epochs=70, **_of_32_frames),  # 94.3
+    "videomamba-small-f32_breakfast": run(_small, 32, "k400", gpus=16, batch=32, epochs=50),  # 95.3
+    "videomamba-small-f64_breakfast": run(_small, 64, "k400", gpus=16, batch=16, epochs=50),  # 97.4
+    "videomamba-middle-f32_breakfast": run(_middle, 32, "k400", gpus=8, batch=16, epochs=50),  # 94.8
+    "videomamba-middle-f64_breakfast": run(_middle, 64, "k400", gpus=8, batch=8, epochs=50),  # 95.8
+    "videomamba-middle-mask-f32_breakfast": run(_masked, 32, "mask_k400", gpus=8, batch=16, epochs=45),  # 97.9
+    "videomamba-middle-mask-f64_breakfast": run(_masked, 64, "mask_k400", gpus=8, batch=8, epochs=45),  # 96.9
 }

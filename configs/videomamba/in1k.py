@@ -17,14 +17,14 @@ _base_ = [
     "../_base_/runtime_videomamba.py",
 ]
 
-drop_path = {
+_drop_path = {
     "tiny": dict(),
     "small": dict(drop_path_rate=0.15),
     "middle": dict(drop_path_rate=0.5),
     "base": dict(drop_path_rate=0.5),
 }
-augmentation_of_tiny = dict(repeats=1, train_transform=dict(auto_augment="v0r"))
-with_small = dict(
+_augmentation_of_tiny = dict(repeats=1, train_transform=dict(auto_augment="v0r"))
+_with_small = dict(
     teacher=dict(model_name="videomamba_small", pretrained=True),
     schedule=dict(warmup_epochs=20, warmup_lr=5e-7, min_lr=5e-6),
     train=dict(clip_grad=5.0),
@@ -34,8 +34,8 @@ with_small = dict(
 def run(size, gpus, batch, lr=5e-4, weight_decay=0.05, tag="", **model):
     """`batch`: images per GPU; `lr`: for 512 images per update."""
     return dict(
-        model=dict(model_name=f"videomamba_{size}{tag}", **drop_path[size], **model),
-        data=dict(batch_size=batch, **(augmentation_of_tiny if size == "tiny" else {})),
+        model=dict(model_name=f"videomamba_{size}{tag}", **_drop_path[size], **model),
+        data=dict(batch_size=batch, **(_augmentation_of_tiny if size == "tiny" else {})),
         optimizer=dict(lr=lr * gpus * batch / 512, weight_decay=weight_decay),
     )
 
@@ -58,8 +58,8 @@ rows = {
     "videomamba-small_in1k": run("small", gpus=8, batch=512),  # 81.2
     "videomamba-small-448_in1k": at_448("small", gpus=8, batch=64),  # 83.2
     "videomamba-small-576_in1k": at_576("small", gpus=8, batch=64),  # 83.5
-    "videomamba-middle_in1k": run("middle", gpus=16, batch=128) | with_small,  # 82.8
+    "videomamba-middle_in1k": run("middle", gpus=16, batch=128) | _with_small,  # 82.8
     "videomamba-middle-448_in1k": at_448("middle", gpus=16, batch=32),  # 83.8
     "videomamba-middle-576_in1k": at_576("middle", gpus=16, batch=32),  # 84.0
-    "videomamba-base_in1k": run("base", gpus=16, batch=128) | with_small,  # 82.7
+    "videomamba-base_in1k": run("base", gpus=16, batch=128) | _with_small,  # 82.7
 }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import DIGITS, ROOT
+from tests.tiny import DIGITS, ROOT, told
 from vim.engine.config import add_config_arguments, load_recipe, recipe_of, work_dir_of, write_recipe
 from vim.errors import UserError
 from vim.options import ImageRecipe, ImageTrainOptions, SeriesRecipe
@@ -111,11 +111,20 @@ def test_missing_values(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"modle.depth": 3}, "modle.depth: a config has no such section, only model, data"),
+        (
+            {"modle.depth": 3},
+            r"--cfg-options has modle: a config has no such section \(the closest: model.*, only model, ",
+        ),
         ({"model.model_name.depth": 3}, "--cfg-options does not fit the config"),
         ({"model": "vim_nano"}, "model must be a dict"),
-        ({"data.batchsize": 8}, "data has no option batchsize .*, only dataset, root, video, train_options"),
-        ({"train.clip_gard": 1.0}, "train has no option clip_gard .*, only seed, amp, clip_grad"),
+        (
+            {"data.batchsize": 8},
+            r"data has no option batchsize .*\(the closest: batch_size.*, only dataset, root, video",
+        ),
+        (
+            {"train.clip_gard": 1.0},
+            r"train has no option clip_gard .*\(the closest: clip_grad\), only seed, amp, clip_grad",
+        ),
         ({"data.batch_size": 0}, "data.batch_size must be a whole number >= 1 .*, got 0"),
         ({"data.num_workers": -1}, "data.num_workers must be a whole number >= 0 .*, got -1"),
         ({"schedule.num_epochs": 0}, "schedule.num_epochs must be a whole number >= 1 .*, got 0"),
@@ -127,6 +136,17 @@ def test_missing_values(tmp_path):
         ({"schedule.warmup_epochs": -3}, "schedule.warmup_epochs must be a whole number >= 0 .*, got -3"),
         ({"train.ema_decay": 1}, "train.ema_decay must be None or a number >= 0 and < 1 .*, got 1"),
         ({"train.smoothing": "abc"}, "train.smoothing must be a number >= 0 and < 1 .*, got 'abc'"),
+        ({"optimizer.weight_decay": "a"}, "optimizer.weight_decay must be a number >= 0 .*, got 'a'"),
+        ({"optimizer.lr": 1e-7}, "schedule.min_lr must be at most optimizer.lr, 1e-07, got 1e-05"),
+        ({"schedule.num_epochs": 5}, "schedule.warmup_epochs must be less than schedule.num_epochs, 5, got 5"),
+        ({"schedule.warmup_epoch": 5}, r"schedule has no option warmup_epoch .*\(the closest: warmup_epochs"),
+        ({"mixup.mixup_alfa": 1}, r"mixup has no option mixup_alfa .*\(the closest: mixup_alpha"),
+        ({"masking.rate": 1}, r"masking has no option rate .*\(the closest: ratio"),
+        ({"data.video.sampel": 1}, r"data.video has no option sampel .*\(the closest: sampling"),
+        ({"data.eval_transform.crop": 1}, r"data.eval_transform has no option crop .*\(the closest: crop_pct"),
+        ({"data.train_transform.scale": [1, 0.5]}, "data.train_transform.scale must be .* smaller first in .*, got"),
+        ({"teacher.depth": 0}, "teacher.depth must be .*, got 0"),
+        ({"model.depth": float("nan")}, "model.depth must be .*, got nan"),
     ],
     ids=str,
 )
@@ -137,7 +157,8 @@ def test_an_option_that_does_not_fit(options, message):
 
 TABLE = (
     SECTIONS.replace(
-        "data = dict()", "data = dict(dataset='digits', batch_size=8, num_workers=0, video=dict(a=1, b=2))"
+        "data = dict()",
+        "data = dict(dataset='digits', batch_size=8, num_workers=0, video=dict(num_frames=1, num_clips=2))",
     )
     + "schedule = dict(num_epochs=5)\ntrain = dict(seed=1)\n"
     + """
@@ -146,8 +167,8 @@ def row(depth, **data):
 
 rows = {
     "small": row(1),
-    "large": row(2, batch_size=4, video=dict(b=3)),
-    "only-c": dict(data=dict(video=dict(_delete_=True, c=3)), train=dict(seed=2)),
+    "large": row(2, batch_size=4, video=dict(num_clips=3)),
+    "only-c": dict(data=dict(video=dict(_delete_=True, num_crops=3)), train=dict(seed=2)),
 }
 """
 )
@@ -156,16 +177,28 @@ rows = {
 def test_rows_of_a_table(tmp_path):
     path = write(tmp_path / "table.py", TABLE)
     small, large, only = (load_recipe(Path(f"{path}:{row}"), ImageRecipe) for row in ("small", "large", "only-c"))
-    assert (small.model, small.data.batch_size, small.data.video) == ({"depth": 1}, 8, {"a": 1, "b": 2})
-    assert (large.model, large.data.batch_size, large.data.video) == ({"depth": 2}, 4, {"a": 1, "b": 3})
-    assert (only.model, only.data.video, only.train.seed) == ({}, {"c": 3}, 2)
+    assert (small.model, small.data.batch_size, small.data.video) == (
+        {"depth": 1},
+        8,
+        {"num_frames": 1, "num_clips": 2},
+    )
+    assert (large.model, large.data.batch_size, large.data.video) == (
+        {"depth": 2},
+        4,
+        {"num_frames": 1, "num_clips": 3},
+    )
+    assert (only.model, only.data.video, only.train.seed) == ({}, {"num_crops": 3}, 2)
     assert small.train.seed == 1
 
 
 def test_options_come_after_the_row(tmp_path):
     path = Path(f"{write(tmp_path / 'table.py', TABLE)}:large")
-    recipe = load_recipe(path, ImageRecipe, {"model.depth": 7, "data.video.a": 0})
-    assert (recipe.model["depth"], recipe.data.video, recipe.data.batch_size) == (7, {"a": 0, "b": 3}, 4)
+    recipe = load_recipe(path, ImageRecipe, {"model.depth": 7, "data.video.num_frames": 4})
+    assert (recipe.model["depth"], recipe.data.video, recipe.data.batch_size) == (
+        7,
+        {"num_frames": 4, "num_clips": 3},
+        4,
+    )
 
 
 def test_a_table_is_inherited(tmp_path):
@@ -190,6 +223,34 @@ def test_a_row_that_does_not_exist(row, message, tmp_path):
 def test_a_row_of_a_file_without_rows():
     with pytest.raises(UserError, match="vim-nano_1xb64_digits.py is one config, not a table: leave out :tiny"):
         load_recipe(Path(f"{DIGITS}:tiny"), ImageRecipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "hint"),
+    [
+        (SECTIONS + "optimzer = dict(lr=1)\n", "a.py has optimzer", "(the closest: optimizer), only model, data"),
+        (SECTIONS + "shedule = 3\n", "a.py has shedule", "(the closest: schedule)"),
+        ("_base_ = ['base.py']\n", "a.py has optimzer", "(the closest: optimizer)"),
+        (TABLE + "rows['small']['optimzer'] = dict(lr=1)\n", "the row small of", "(the closest: optimizer)"),
+        (
+            TABLE + "tiny = dict(depth=1)\n",
+            "a.py has tiny",
+            "; a variable of the file's own has a name that begins with _",
+        ),
+    ],
+)
+def test_a_section_that_does_not_exist(text, name, hint, tmp_path):
+    write(tmp_path / "base.py", SECTIONS + "optimzer = dict(lr=1)\n")
+    row = ":small" if "rows" in text else ""
+    with pytest.raises(UserError, match=told(name, "a config has no such section ", hint)):
+        load_recipe(Path(f"{write(tmp_path / 'a.py', text)}{row}"), ImageRecipe)
+
+
+def test_variables_and_functions_of_a_file_and_its_base(tmp_path):
+    write(tmp_path / "base.py", TABLE + "_spare = dict(a=1)\n")
+    own = "_base_ = ['base.py']\n_epochs = 9\nschedule = dict(num_epochs=_epochs)\n"
+    recipe = load_recipe(Path(f"{write(tmp_path / 'own.py', own)}:small"), ImageRecipe)
+    assert recipe.schedule["num_epochs"] == 9
 
 
 @pytest.mark.parametrize("row", ["dict(data=dict(batch_size=dict(a=1)))", "3"])

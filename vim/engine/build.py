@@ -1,13 +1,17 @@
 """The sections of a recipe as objects: model, loader, optimizer, schedule."""
 
+import inspect
+import re
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from typing import Any, cast
 
 import timm
 import torch
 from PIL import Image
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
@@ -29,8 +33,8 @@ from vim.data.loading import Items
 from vim.data.streams import Stream
 from vim.engine.config import reading
 from vim.engine.students import Student
-from vim.errors import UserError
-from vim.options import ImageData
+from vim.errors import UserError, closest
+from vim.options import ImageData, OptimizerOptions
 from vim.typing import VisionModel
 
 # the makers of transforms: for images, and for clips
@@ -49,7 +53,19 @@ def build_model(options: Mapping[str, object]) -> VisionModel:
         UserError: no such model, or an option that it does not take.
     """
     with reading("model"):
-        return cast(VisionModel, timm.create_model(**options))  # type: ignore[arg-type]
+        try:
+            return cast(VisionModel, timm.create_model(**options))  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ValueError(f"{error}{_closest_option(str(options.get('model_name')), str(error))}") from error
+
+
+def _closest_option(model_name: str, message: str) -> str:
+    """Return the closest options of the model's class to the one that Python's message of a TypeError names."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    if not found:
+        return ""
+    module = sys.modules[timm.model_entrypoint(model_name).__module__]
+    return f" {closest(found[2], inspect.signature(getattr(module, found[1], object)).parameters)}"
 
 
 def build_loader(
@@ -97,17 +113,31 @@ def build_optimizer(student: nn.Module, *, published_decay: bool = False, **opti
     Raises:
         ValueError: the options do not fit one another or the module.
     """
+    _check_optimizer(options)
     if isinstance(student, Student) and options.get("layer_decay"):
         raise ValueError("layer_decay and a teacher do not go together")
     if published_decay:
         if not options.get("layer_decay"):
             raise ValueError("published_decay is a way of layer_decay: set that too, to a number such as 0.75")
-        decay = {"layer_decay": options.pop("layer_decay"), "weight_decay": options["weight_decay"]}
+        decay = {"layer_decay": options.pop("layer_decay"), "weight_decay": options.get("weight_decay", 0.0)}
         options["param_group_fn"] = partial(published_layer_decay, **decay)
     optimizer = create_optimizer_v2(student, **options)
     if getattr(optimizer, "is_second_order", False):
         raise ValueError(f"opt must not be {options['opt']!r}, which needs second derivatives")
     return optimizer
+
+
+def _check_optimizer(options: Mapping[str, object]) -> None:
+    """Raise ValueError if there is no such optimizer, or if it has no such option."""
+    name = str(options.get("opt", "sgd")).lower().removeprefix("lookahead_")
+    names = [str(one) for one in list_optimizers()]
+    if name not in names:
+        raise ValueError(f"no such opt: {name} {closest(name, names)}")
+    known = [one.name for one in fields(OptimizerOptions)]
+    known += inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option} {closest(option, known)}")
 
 
 def published_layer_decay(model: VisionModel, *, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -10,13 +10,17 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vim.errors import UserError, check_installed, describe
-from vim.options import CHECKED, ImageRecipe, Recipe, Section, SeriesRecipe, check, help_text, read
+from vim.engine.files import written_whole
+from vim.errors import UserError, check_installed, closest, describe
+from vim.fields import Section, check, read
+from vim.options import CHECKED, ImageRecipe, Recipe, SeriesRecipe, help_text
 
 check_installed("accelerate", "matplotlib", "mmengine", "rich", purpose="training or evaluation")
 from mmengine.config import Config, DictAction  # noqa: E402
 
 R = TypeVar("R", bound=Recipe)
+SECTIONS = [section.name for section in fields(ImageRecipe)]
+OWN = "; a variable of the file's own has a name that begins with _"
 
 
 class OptionsAction(DictAction):
@@ -92,7 +96,8 @@ def load_recipe(path: Path, kind: type[R], options: Mapping[str, object] | None 
     """Read a config file, or a row of a table of configs, and merge the options into it.
 
     A table is a config file with a dict `rows`: each row holds the sections, or parts of sections, that distinguish
-    one run, and is merged into the sections that all rows share.
+    one run, and is merged into the sections that all rows share. A variable of the file's own has a name that begins
+    with an underscore.
 
     Args:
         path: FILE.py, or FILE.py:ROW.
@@ -100,8 +105,8 @@ def load_recipe(path: Path, kind: type[R], options: Mapping[str, object] | None 
         options: such as {"schedule.num_epochs": 10}.
 
     Raises:
-        UserError: the file is missing, not valid Python, or lacks a section; there is no such row; or an option or a
-            value does not fit.
+        UserError: the file is missing, not valid Python, or lacks a section; there is no such row or section; or an
+            option or a value does not fit.
     """
     return _recipe(_sections(path, options).to_dict(), kind, f"the config {path}")
 
@@ -110,7 +115,9 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write a config from which :func:`load_recipe` reads the same recipe, with every default written out."""
     sections = asdict(recipe).items()
     # mmengine's own dump takes seconds
-    path.write_text("".join(f"{name} = {pprint.pformat(value, width=110)}\n" for name, value in sections))
+    text = "".join(f"{name} = {pprint.pformat(value, width=110)}\n" for name, value in sections)
+    with written_whole(path) as beside:
+        beside.write_text(text)
 
 
 def recipe_name(path: Path) -> str:
@@ -150,14 +157,18 @@ def _sections(path: Path, options: Mapping[str, object] | None) -> Config:
         config = Config.fromfile(str(file), use_environment_variables=False)
     except Exception as error:  # mmengine raises what the file raises
         raise UserError(f"cannot read the config {file}: {type(error).__name__}: {error}") from error
+    _check_names([name for name in config if not name.startswith("_")], [*SECTIONS, "rows"], str(file), OWN)
     _merge_row(config, file, row)
-    names = [section.name for section in fields(ImageRecipe)]
-    for option in options or {}:
-        if option.split(".")[0] not in names:
-            raise UserError(f"--cfg-options {option}: a config has no such section, only {', '.join(names)}")
+    _check_names([name.split(".")[0] for name in options or {}], SECTIONS, "--cfg-options")
     _merge(config, options or {}, f"--cfg-options does not fit the config {path}")
-    # a file may have variables of its own
-    return Config({name: config[name] for name in names if name in config})
+    return Config({name: config[name] for name in SECTIONS if name in config})
+
+
+def _check_names(names: Sequence[str], known: Sequence[str], source: str, hint: str = "") -> None:
+    for name in names:
+        if name not in known:
+            others = f"{closest(name, known)}, only {', '.join(known)}{hint}"
+            raise UserError(f"{source} has {name}: a config has no such section {others}")
 
 
 def _merge(config: Config, changes: Mapping[str, object], problem: str) -> None:
@@ -179,7 +190,11 @@ def _merge_row(config: Config, file: Path, row: str) -> None:
         closest = sorted(rows, key=lambda name: -SequenceMatcher(None, name, row).ratio())
         more = f" and {len(closest) - 5} more" if len(closest) > 5 else ""
         raise UserError(f"{file} {problem}; its rows are {', '.join(closest[:5])}{more}")
-    _merge(config, rows[row], f"the row {row} does not fit the table {file}")
+    problem = f"the row {row} does not fit the table {file}"
+    if not isinstance(rows[row], dict):
+        raise UserError(f"{problem}: expected a dict of sections, got {rows[row]!r}")
+    _check_names(list(rows[row]), SECTIONS, f"the row {row} of {file}")
+    _merge(config, rows[row], problem)
 
 
 def _recipe(sections: Section, kind: type[R], source: str) -> R:
@@ -204,11 +219,8 @@ def _recipe(sections: Section, kind: type[R], source: str) -> R:
         if not isinstance(values, dict):
             raise UserError(f"{section.name} must be a dict in {source}, got {values!r}")
         if section.name in CHECKED:
-            check(CHECKED[section.name], section.name, values, source)
-            checked = [one.name for one in fields(CHECKED[section.name])]
-            values = {name: value for name, value in values.items() if value is not None or name not in checked}
-        if isinstance(options, type) and is_dataclass(options):
-            built[section.name] = read(options, section.name, values, source)
+            built[section.name] = check(CHECKED[section.name], section.name, values, source)
         else:
-            built[section.name] = values
+            assert isinstance(options, type) and is_dataclass(options)
+            built[section.name] = read(options, section.name, values, source)
     return kind(**built)
