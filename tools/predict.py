@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vim.data import find_images, find_videos
 from vim.engine.files import make_folder
-from vim.errors import Parser, UserError, run
+from vim.errors import Parser, UserError, printable, run
 from vim.tasks.classification.predict import Predictor, draw
 
 
@@ -35,14 +35,13 @@ def main() -> None:
     for number, path in enumerate(paths):
         try:
             frames = predictor.read(path)
+            predictions = predictor(frames, arguments.top_k)
         except UserError as error:  # of this file alone
             sys.stderr.write(f"error: {error}\n")
             status = 2
             continue
-        predictions = predictor(frames, arguments.top_k)
-        print(path)
-        for name, probability in predictions:
-            print(f"  {100 * probability:6.2f} %  {name}")
+        lines = [f"  {100 * probability:6.2f} %  {printable(name)}" for name, probability in predictions]
+        print(printable(path), *lines, sep="\n", flush=True)  # a file that the output goes to grows line by line
         if arguments.draw:
             draw(frames, predictions, arguments.draw / f"{number:04d}_{path.stem}.png")
     sys.exit(status)

@@ -6,6 +6,7 @@ from vim.data import image_mode
 from vim.engine.build import build_loader
 from vim.engine.config import recipe_of
 from vim.engine.launch import launch, share_of
+from vim.engine.log import logging_to
 from vim.errors import Parser, run
 from vim.options import ImageRecipe
 from vim.tasks.classification.candidates import for_size, resized
@@ -42,7 +43,8 @@ def main() -> None:
     for size in sizes:
         model, data = resized(candidate.model, size), for_size(recipe.data, size)
         loader = build_loader(data, images.dataset, model, share_of(accelerator), is_training=False)
-        evaluation, seconds = evaluate_timed(model, images, loader, accelerator)
+        with logging_to(None, shown=accelerator.is_main_process):
+            evaluation, seconds = evaluate_timed(model, images, loader, accelerator)
         about = {"labels": arguments.labels, "img_size": image_size(model, data)}
         for line in report.add(evaluation, images.classes, f"{tag}_{size}" if size else tag, seconds, **about):
             print(line)

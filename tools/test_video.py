@@ -8,6 +8,7 @@ from vim.data import Videos, image_mode, num_frames, part
 from vim.engine.build import build_loader
 from vim.engine.config import recipe_of
 from vim.engine.launch import launch, share_of
+from vim.engine.log import logging_to
 from vim.errors import Parser, UserError, run
 from vim.options import ImageRecipe
 from vim.tasks.classification.imagenet import own_classes
@@ -41,7 +42,8 @@ def main() -> None:
     report = Report(arguments, candidate, writes=accelerator.is_main_process)
     start = time.perf_counter()
     model = candidate.model.to(accelerator.device)
-    evaluation = evaluate_views(model, loader, accelerator, len(classes))
+    with logging_to(None, shown=accelerator.is_main_process):
+        evaluation = evaluate_views(model, loader, accelerator, len(classes))
     if evaluation.images == 0:
         raise UserError(f"no video was evaluated: {(evaluation.unreadable or ['the data set is empty'])[0]}")
     name = f"{frames}x{arguments.crops}x{arguments.clips}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vim.data import Digits, num_frames
 from vim.engine.config import add_run_arguments, recipe_of, work_dir_of
+from vim.engine.launch import holding
 from vim.engine.loop import Loop
 from vim.engine.weights import choose_save
 from vim.errors import Parser, run
@@ -52,24 +53,22 @@ def print_classifier(arguments: argparse.Namespace, task: Classification, loop: 
     if task.recipe.data.dataset == "digits":
         write_samples(loop.work_dir / "samples")
         inputs = str(loop.work_dir / "samples")
-    print(f"in {loop.work_dir}: best.pth, last.pth, log.csv, train.log, curves.png, confusion.png")
+    names = ("best.pth", "last.pth", "log.csv", "train.log", "curves.png", "confusion.png")
+    print(f"in {loop.work_dir}: {', '.join(name for name in names if (loop.work_dir / name).exists())}")
     print("next:")
     for command in next_commands(arguments, loop.work_dir, loop.num_epochs, inputs):
         print(f"  {command}")
     print(f"top-1 {100 * task.evaluation.top1:.2f} %")
 
 
-def main() -> None:
-    arguments = parse()
-    recipe = recipe_of(arguments, ImageRecipe)
-    work_dir = work_dir_of(arguments)
+def train_in(work_dir: Path, arguments: argparse.Namespace, recipe: ImageRecipe) -> None:
+    """Train, and print where the results are and what to run next."""
     loop = build_run(recipe, work_dir, choose_save(arguments.resume, work_dir))
     finished = loop.fit()
     if not loop.accelerator.is_main_process:
         return
     if not finished:
-        print(f"stopped by SIGTERM; the run is saved in {work_dir}: go on with the same command and --resume")
-        return
+        loop.stop.leave(work_dir)
     task = loop.task
     if isinstance(task, Classification):
         plot_run(task, loop)
@@ -77,6 +76,14 @@ def main() -> None:
     else:
         print(f"in {work_dir}: last.pth, which model.pretrained_cfg_overlay.file of another config can name")
         print(f"loss {loop.rows[-1]['loss']:.4f}")
+
+
+def main() -> None:
+    arguments = parse()
+    recipe = recipe_of(arguments, ImageRecipe)
+    work_dir = work_dir_of(arguments)
+    with holding(work_dir):
+        train_in(work_dir, arguments, recipe)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,22 @@
 import errno
+import io
 import logging
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from tests.engine.test_loop import assert_same, load
 from tests.tiny import FewDigits, few_digits, run_of, tiny_recipe
 from vim.data.datasets import BUILT_IN
-from vim.engine.guards import advice, first_bad_layer
+from vim.engine.files import locked, naming
+from vim.engine.guards import StopRequest, advice, first_bad_layer
 from vim.engine.loop import Loop
 from vim.errors import UserError
 from vim.kernels import selective_scan
@@ -157,6 +162,80 @@ def test_a_full_disk(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_disk_that_is_full_within_a_save(tmp_path, monkeypatch):
+    """PyTorch raises a RuntimeError of its own."""
+    run_of(tiny_recipe(schedule__num_epochs=1), tmp_path).fit()
+    before, save = load(tmp_path / "last.pth"), torch.save
+
+    class Full(io.RawIOBase):
+        def __init__(self, file):
+            self.file, self.room = file, 20_000
+
+        def writable(self):
+            return True
+
+        def write(self, data):
+            self.room -= len(data)
+            if self.room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(data)
+
+    monkeypatch.setattr(torch, "save", lambda state, file: save(state, Full(file)))
+    trainer = run_of(tiny_recipe(), tmp_path, tmp_path / "last.pth")
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path} .No space left on device.: make room .* --resume"):
+        trainer.fit()
+    assert_same(load(tmp_path / "last.pth"), before)
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("PytorchStreamWriter failed writing file data/1"), "rust"], ids=str)
+def test_what_libraries_raise_for_a_failing_disk(error, tmp_path):
+    if error == "rust":
+        error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(OSError) as caught, naming(tmp_path / "a"):
+        raise error
+    assert caught.value.filename == str(tmp_path / "a")
+    with pytest.raises(RuntimeError, match="something else"), naming(tmp_path / "a"):
+        raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize("name", ["train.log", "config.py", "environment.txt", "log.csv"])
+def test_a_file_that_cannot_be_written(name, tmp_path, monkeypatch, capsys):
+    sync, trainer = os.fsync, run_of(tiny_recipe(), tmp_path)
+
+    def full(descriptor):
+        if name in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    class Log(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    if name == "train.log":
+        monkeypatch.setattr(logging.FileHandler, "_open", lambda self: Log())
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path} .No space left on device.: make room"):
+        trainer.fit()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_folder_that_is_taken_away(tmp_path, monkeypatch):
+    update = Loop._update
+
+    def taking(self, batches, number):
+        if number == 2:
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+        return update(self, batches, number)
+
+    monkeypatch.setattr(Loop, "_update", taking)
+    with pytest.raises(
+        UserError, match=r"cannot write to .*run \(No such file or directory\): put the folder back; .*"
+    ):
+        run_of(tiny_recipe(train__save_updates=1), tmp_path / "run").fit()
+    assert load(tmp_path / "elsewhere/last.pth")["training"]["position"]["update"] == 2
+
+
 def test_a_disk_that_became_read_only(tmp_path, monkeypatch):
     def refuse(*args):
         raise OSError(errno.EROFS, "Read-only file system")
@@ -198,3 +277,92 @@ def test_a_full_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.task.model, "forward", full)
     with pytest.raises(UserError, match="memory is full: halve data.batch_size and double train.accumulate"):
         trainer.fit()
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_the_run(number, tmp_path, monkeypatch, capfd):
+    update = Loop._update
+
+    def signalled(self, batches, at):
+        if at == 1:
+            os.kill(os.getpid(), number)
+        return update(self, batches, at)
+
+    monkeypatch.setattr(Loop, "_update", signalled)
+    loop = run_of(tiny_recipe(), tmp_path)
+    assert not loop.fit()
+    assert load(tmp_path / "last.pth")["training"]["position"]["update"] == 2
+    with pytest.raises(SystemExit) as end:
+        loop.stop.leave(tmp_path)
+    assert end.value.code == {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGHUP: 129}[number]
+    out, err = capfd.readouterr()
+    assert f"stopped by {number.name}; the run is saved in {tmp_path}: go on with the same command and --resume" in out
+    assert err.startswith(f"{number.name}: the run ends after this update")
+
+
+def test_a_second_interrupt_ends_at_once():
+    for alone in (True, False):
+        stop = StopRequest(alone=alone)
+        with stop.watch():
+            os.kill(os.getpid(), signal.SIGINT)
+            if alone:
+                with pytest.raises(KeyboardInterrupt, match="go on with the same command and --resume"):
+                    os.kill(os.getpid(), signal.SIGINT)
+            else:
+                os.kill(os.getpid(), signal.SIGINT)
+        assert stop.came == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_under_nohup_a_hangup_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest(alone=True)
+        with stop.watch():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.came is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# Locks
+
+HOLD = """
+import sys
+from pathlib import Path
+from vim.engine.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_held_by_one_process_until_it_is_killed(tmp_path):
+    folder = tmp_path / "run"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match=f"{folder} is in use by process {other.pid} on .*: wait until that ends"):
+        locked(folder).__enter__()
+    other.kill()
+    other.communicate()
+    with locked(folder):
+        assert str(os.getpid()) in (folder / ".lock").read_text()
+    assert not list(folder.iterdir())
+
+
+def test_a_folder_that_a_failed_run_made_is_removed(tmp_path):
+    with pytest.raises(UserError), locked(tmp_path / "run"):
+        raise UserError("no such data")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
+    def refuse(*ignored):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with locked(tmp_path):
+        assert f"{tmp_path} cannot be locked (No locks available): start no second run there" in caplog.text

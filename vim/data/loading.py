@@ -226,10 +226,11 @@ def collate(samples: list[Sample]) -> Batch:
     return Batch(torch.stack(images), torch.tensor(labels), list(itertools.chain(*unreadable)))
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """Make a loader's worker ignore SIGTERM unless its parent sends it.
+def _outlive_signals(worker: int) -> None:
+    """Make a loader's worker ignore Ctrl-C and SIGHUP, and SIGTERM unless its parent sends it.
 
-    A cluster signals all processes of a run at once. The parent saves first, still reading batches, then ends workers.
+    A cluster or a terminal signals all processes of a run at once. The parent saves first, still reading batches, then
+    ends workers.
     """
 
     def wait() -> None:
@@ -237,6 +238,8 @@ def _outlive_sigterm(worker: int) -> None:
             pass
         os._exit(0)
 
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=wait, daemon=True).start()
 
@@ -270,7 +273,7 @@ def create_loader(
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         collate_fn=collate,
-        worker_init_fn=_outlive_sigterm,
+        worker_init_fn=_outlive_signals,
     )
     if isinstance(dataset, Stream):
         if repeats > 1 or samples > 1:

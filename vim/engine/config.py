@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vim.engine.files import written_whole
+from vim.engine.files import write_text
 from vim.errors import UserError, check_installed, closest, describe
 from vim.fields import Section, check, read
 from vim.options import CHECKED, ImageRecipe, Recipe, SeriesRecipe, help_text
@@ -115,9 +115,7 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write a config from which :func:`load_recipe` reads the same recipe, with every default written out."""
     sections = asdict(recipe).items()
     # mmengine's own dump takes seconds
-    text = "".join(f"{name} = {pprint.pformat(value, width=110)}\n" for name, value in sections)
-    with written_whole(path) as beside:
-        beside.write_text(text)
+    write_text(path, "".join(f"{name} = {pprint.pformat(value, width=110)}\n" for name, value in sections))
 
 
 def recipe_name(path: Path) -> str:

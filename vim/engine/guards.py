@@ -1,17 +1,27 @@
 """What can go wrong in a run, and the advice that its error gives."""
 
 import errno
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from vim.errors import UserError, describe, one_line
+
+# the signals that end a run, and its exit status once it is saved: SIGTERM is a cluster's, which gets what it asked for
+STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGHUP: 129}
+REMEDIES = {
+    "make room there": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    "change its permissions": (errno.EROFS, errno.EACCES, errno.EPERM),
+    "put the folder back": (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ESTALE),
+}
 
 
 @contextmanager
@@ -35,29 +45,61 @@ def advice(work_dir: Path) -> Iterator[None]:
             f"short; {resume}"
         ) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        ours = error.filename is None or Path(str(error.filename)).parent == work_dir
+        todo = next((todo for todo, numbers in REMEDIES.items() if error.errno in numbers), None)
+        if todo is None or not ours:
             raise
-        raise UserError(f"cannot write to {work_dir} ({error.strerror}): make room there; {resume}") from error
+        raise UserError(f"cannot write to {work_dir} ({error.strerror}): {todo}; {resume}") from error
 
 
 class StopRequest:
-    """Records SIGTERM, which a cluster sends some time before it kills."""
+    """Records the first signal that asks a run to end: a cluster sends one some time before it kills.
 
-    def __init__(self) -> None:
-        self.came = False
+    Args:
+        alone: whether a second Ctrl-C ends the process at once. With several, their launcher passes on the first once
+            more, and ends those that do not end.
+
+    Attributes:
+        came: the signal, if one came.
+    """
+
+    def __init__(self, *, alone: bool) -> None:
+        self.alone = alone
+        self.came: signal.Signals | None = None
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Record the signal within the context instead of ending the process."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self.came = True
-
-        before = signal.signal(signal.SIGTERM, note)
+        """Record the signals within the context instead of ending the process."""
+        before = {number: signal.getsignal(number) for number in STATUS}
+        numbers = [number for number, handler in before.items() if handler != signal.SIG_IGN]  # as under nohup
+        for number in numbers:
+            signal.signal(number, self._note)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number in numbers:
+                signal.signal(number, before[number])
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.alone and number == self.came == signal.SIGINT:
+            raise KeyboardInterrupt(
+                "the updates since the last save are lost; go on with the same command and --resume"
+            )
+        if self.came is None:
+            self.came = signal.Signals(number)
+            hint = "; once more ends it at once" if self.alone and number == signal.SIGINT else ""
+            with suppress(OSError):  # the terminal is gone
+                os.write(2, f"{self.came.name}: the run ends after this update or evaluation{hint}\n".encode())
+
+    def leave(self, work_dir: Path) -> NoReturn:
+        """End the process, after the run was saved."""
+        number = self.came or signal.SIGTERM  # another process of the run got it
+        with suppress(OSError):
+            sys.stdout.write(
+                f"stopped by {number.name}; the run is saved in {work_dir}: go on with the same command and --resume\n"
+            )
+            sys.stdout.flush()
+        sys.exit(STATUS[number])
 
 
 @torch.no_grad()

@@ -4,12 +4,15 @@ import os
 import re
 import subprocess
 from collections.abc import MutableMapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 
 from vim.data import Share, seed_all
+from vim.engine.files import locked
 from vim.errors import UserError
 from vim.options import TrainOptions
 
@@ -30,6 +33,12 @@ def launch(options: TrainOptions) -> Accelerator:
         raise UserError("train.amp=fp16 is for GPUs: take bf16 or no")
     seed_all(options.seed)
     return accelerator
+
+
+def holding(work_dir: Path) -> AbstractContextManager[None]:
+    """Hold the folder of a run for its processes, of which the first locks it; see :func:`vim.engine.files.locked`."""
+    join_processes()
+    return locked(work_dir) if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 
 def share_of(accelerator: Accelerator) -> Share:

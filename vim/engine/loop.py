@@ -32,7 +32,7 @@ from vim.engine.build import build_optimizer, build_scheduler
 from vim.engine.config import reading, write_recipe
 from vim.engine.files import link_whole, make_folder, write_csv
 from vim.engine.guards import StopRequest, advice, first_bad_layer
-from vim.engine.log import Bar, logging_to, progress_bar, write_environment
+from vim.engine.log import Bar, logging_to, on_terminal, progress_bar, write_environment
 from vim.engine.students import Student, own_weights
 from vim.engine.trackers import Trackers
 from vim.engine.weights import Save, State, save_last
@@ -134,7 +134,7 @@ class Loop(Generic[Batch]):
         self.task, self.recipe, self.options, self.work_dir = task, recipe, recipe.train, work_dir
         self.accelerator = accelerator
         self.trackers = Trackers(self.options.trackers, work_dir, recipe, shown=accelerator.is_main_process)
-        self.stop = StopRequest()
+        self.stop = StopRequest(alone=accelerator.num_processes == 1)
 
         # the model, and what changes it
         with reading("optimizer"):
@@ -185,7 +185,7 @@ class Loop(Generic[Batch]):
     # Training
 
     def fit(self) -> bool:
-        """Train for the epochs that are left. Return False if SIGTERM came, after saving the run.
+        """Train for the epochs that are left. Return False if a signal came, after saving the run.
 
         Raises:
             UserError: losses or figures are not finite, or memory or disk are full. The message says what to do.
@@ -194,7 +194,7 @@ class Loop(Generic[Batch]):
         make_folder(self.work_dir)
         with (
             advice(self.work_dir),
-            logging_to(self.work_dir / "train.log"),
+            logging_to(self.work_dir / "train.log", shown=main and not on_terminal()),
             self.stop.watch(),
             self.trackers,
             progress_bar(self.num_epochs * self.updates, self.number, shown=main) as bar,
@@ -225,7 +225,7 @@ class Loop(Generic[Batch]):
         return self.at.epoch >= self.num_epochs or (patience is not None and without_gain >= patience)
 
     def _train_epoch(self, bar: Bar) -> bool:
-        """Do the updates that are left in the epoch. Return False if SIGTERM came, after saving the run."""
+        """Do the updates that are left in the epoch. Return False if a signal came, after saving the run."""
         self.student.train()
         every = self.options.save_updates
         rank = self.accelerator.process_index
@@ -243,7 +243,7 @@ class Loop(Generic[Batch]):
         return True
 
     def _update(self, batches: Sequence[Batch], number: int) -> tuple[float, bool]:
-        """Do one update. Return the loss, averaged over all processes, and whether SIGTERM came to one of them."""
+        """Do one update. Return the loss, averaged over all processes, and whether a signal came to one of them."""
         # forward and backward; gradients are exchanged with the last batch
         running = [buffer.clone() for buffer in self.running]
         total = torch.zeros((), device=self.accelerator.device)
@@ -259,7 +259,7 @@ class Loop(Generic[Batch]):
         parameters = [parameter for parameter in self.student.parameters() if parameter.grad is not None]
         norm = get_total_norm([parameter.grad for parameter in parameters])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        came = total.new_full((), float(self.stop.came))
+        came = total.new_full((), float(self.stop.came is not None))
         reduced = self.accelerator.reduce(torch.stack([total, norm.to(total.dtype), came]), "mean")
         mean, norm_on_host, stop = reduced.tolist()
         finite = math.isfinite(mean) and math.isfinite(norm_on_host)
@@ -306,8 +306,8 @@ class Loop(Generic[Batch]):
             )
 
     def _stopping(self) -> bool:
-        """Return whether SIGTERM came to one of the processes."""
-        came = torch.full((), float(self.stop.came), device=self.accelerator.device)
+        """Return whether a signal came to one of the processes."""
+        came = torch.full((), float(self.stop.came is not None), device=self.accelerator.device)
         return self.accelerator.reduce(came).item() > 0
 
     def _rate(self) -> float:
@@ -381,7 +381,8 @@ class Loop(Generic[Batch]):
 
     def _identity(self) -> dict[str, object]:
         options = self._model_options().items()
-        return {f"model.{name}": value for name, value in options if name not in RATES} | dict(self.task.identity())
+        model = {f"model.{name}": value for name, value in options if name not in RATES}
+        return {**model, "optimizer.opt": self.recipe.optimizer.get("opt", "sgd"), **self.task.identity()}
 
     def _resume(self, save: Save) -> None:
         path, state = save
@@ -431,9 +432,15 @@ def _running_statistics(student: nn.Module) -> list[Tensor]:
 
 def _refuse_changes(before: Facts, now: Facts, message: str) -> None:
     for name in {**before, **now}:
-        if before.get(name) != now.get(name):
+        known = name in before or name.startswith("model.")  # a save of an earlier version lacks some others
+        if known and _plain(before.get(name)) != _plain(now.get(name)):
             values = f"it was {_short(before.get(name))}, and is now {_short(now.get(name))}"
             raise UserError(f"{message.format(name)}: {values}; resume with the same")
+
+
+def _plain(value: object) -> object:
+    """Return the value; a list, which --cfg-options makes, as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _short(value: object) -> str:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from vim.engine.files import written_whole
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -14,7 +16,8 @@ def save_figure(figure: "Figure", path: Path, dpi: int = 120) -> None:
     """Write a figure and free its memory."""
     import matplotlib.pyplot as plt
 
-    figure.savefig(path, dpi=dpi)
+    with written_whole(path) as beside:
+        figure.savefig(beside, dpi=dpi, format=path.suffix[1:])
     plt.close(figure)
 
 

@@ -103,6 +103,12 @@ class Images:
         return order
 
 
+def teacher_facts(recipe: ImageRecipe) -> dict[str, object]:
+    """Return the options of the teacher, but not where its weights are, by the names users know them by."""
+    options = (recipe.teacher or {}).items()
+    return {f"teacher.{name}": value for name, value in options if name != "pretrained_cfg_overlay"}
+
+
 def _count(loader: DataLoader[Batch]) -> int:
     dataset = loader.dataset.dataset  # type: ignore[attr-defined]
     return getattr(dataset, "num_images", len(dataset))

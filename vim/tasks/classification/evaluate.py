@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from vim.data import IGNORED, Batch
+from vim.engine.log import reporting
 from vim.errors import UserError
 from vim.tasks.classification.imagenet import HeldOut
 
@@ -94,7 +95,7 @@ def evaluate(
     was_training, device = model.training, accelerator.device
     model.eval()
     tally, unreadable = Tally(num_classes, device), []
-    for images, labels, lines in loader:
+    for images, labels, lines in reporting(loader, "evaluating"):
         unreadable += lines
         if not images.numel():  # none can be read
             continue

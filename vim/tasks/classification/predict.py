@@ -62,9 +62,15 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, frames: Sequence[Image.Image], top_k: int = 5) -> list[tuple[str, float]]:
-        """Return the names and probabilities of the likeliest classes, best first, for the frames of :meth:`read`."""
+        """Return the names and probabilities of the likeliest classes, best first, for the frames of :meth:`read`.
+
+        Raises:
+            UserError: the model's outputs are not finite.
+        """
         prepared = self.transform(frames if self.num_frames else frames[0])
         probabilities = self.model(prepared.unsqueeze(0)).float().softmax(-1)[0]
+        if not probabilities.isfinite().all():
+            raise UserError("the outputs of the model are not finite: its weights overflow, or are of another model")
         top = probabilities.topk(min(top_k, len(self.classes)))
         return [(self.classes[i], p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
 

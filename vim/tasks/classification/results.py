@@ -1,6 +1,7 @@
 """Results of evaluations as tables and pictures."""
 
 import csv
+import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from vim.data import input_options
 from vim.engine.config import add_config_arguments, work_dir_of
-from vim.engine.files import make_folder, write_csv
+from vim.engine.files import appending, make_folder, write_csv, write_text
 from vim.engine.plots import plot_confusion, save_figure
 from vim.errors import UserError
 from vim.options import ImageData
@@ -74,7 +75,7 @@ def open_results(path: Path) -> None:
         UserError: the file has other columns, or ends within a line.
     """
     make_folder(path.parent)
-    with path.open("a+", newline="", errors="replace") as file:
+    with appending(path) as file:
         file.seek(0)
         text = file.read()
         if not text:
@@ -91,7 +92,7 @@ def open_results(path: Path) -> None:
 
 def append_result(path: Path, result: Result) -> None:
     """Append a row to a table that :func:`open_results` has checked."""
-    with path.open("a", newline="") as file:
+    with appending(path) as file:
         csv.DictWriter(file, COLUMNS).writerow(asdict(result))
 
 
@@ -108,7 +109,7 @@ def write_evaluation(folder: Path, tag: str, evaluation: Evaluation, classes: Se
     unreadable = folder / f"unreadable_{tag}.txt"
     unreadable.unlink(missing_ok=True)  # of an earlier evaluation
     if evaluation.unreadable:
-        unreadable.write_text("".join(f"{line}\n" for line in evaluation.unreadable))
+        write_text(unreadable, "".join(f"{line}\n" for line in evaluation.unreadable))
         names.append(unreadable.name)
     return names
 
@@ -139,11 +140,19 @@ class Report:
         Args:
             tag: a part of the names of files.
             about: other columns of :class:`Result`.
+
+        Raises:
+            UserError: the figures are not finite.
         """
         if not self.writes:
             return []
         paths = {"checkpoint": str(self.arguments.checkpoint), "config": str(self.arguments.config)}
         result = Result.of(evaluation, seconds=seconds, **paths, weights=self.candidate.weights, **about)
+        if not math.isfinite(result.loss):
+            raise UserError(
+                f"the loss is {result.loss}: outputs of {self.arguments.checkpoint} are not finite, its accuracy means "
+                "nothing; --amp no computes in float32"
+            )
         self.results.append(result)
         append_result(self.table, result)
         names = write_evaluation(self.folder, tag, evaluation, classes)

@@ -11,7 +11,7 @@ from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from vim.data import Batch, Splits, build_datasets, image_mode
+from vim.data import Batch, Splits, build_datasets, image_mode, input_options
 from vim.engine.build import build_model
 from vim.engine.config import reading
 from vim.engine.loop import Loop
@@ -20,7 +20,7 @@ from vim.engine.students import Distilled, distance
 from vim.errors import UserError
 from vim.options import ImageRecipe
 from vim.tasks.classification.evaluate import Evaluation, evaluate
-from vim.tasks.images import Images
+from vim.tasks.images import Images, teacher_facts
 from vim.typing import VisionModel
 
 
@@ -103,8 +103,13 @@ class Classification:
         return {"classes": self.classes, "eval_transform": dict(self.recipe.data.eval_transform)}
 
     def identity(self) -> Mapping[str, object]:
-        """Return the classes, which must not change when a run is resumed."""
-        return {"list of classes": self.classes}
+        """Return the classes, the teacher and how images are prepared, which must not change when a run is resumed."""
+        prepared = {**input_options(self.model), **self.recipe.data.eval_transform}
+        return {
+            "list of classes": self.classes,
+            **{f"data.eval_transform.{name}": value for name, value in prepared.items()},
+            **teacher_facts(self.recipe),
+        }
 
     def order(self) -> Mapping[str, object]:
         """Return facts that the order of the images within an epoch follows from."""

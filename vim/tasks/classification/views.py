@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from vim.data import IGNORED, Videos
+from vim.engine.log import reporting
 from vim.errors import UserError
 from vim.tasks.classification.evaluate import Evaluation, Tally
 
@@ -59,7 +60,7 @@ def evaluate_views(model: nn.Module, loader: DataLoader[Any], accelerator: Accel
     total = torch.zeros(len(labels), classes, dtype=torch.float64, device=accelerator.device)
     count = torch.zeros(len(labels), dtype=torch.int64, device=accelerator.device)
     unreadable: dict[str, None] = {}
-    for clips, places, lines in loader:
+    for clips, places, lines in reporting(loader, "evaluating"):
         unreadable |= dict.fromkeys(lines)
         seen = places != IGNORED
         if not seen.any():

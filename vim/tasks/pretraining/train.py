@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from vim.data import IGNORED, Batch, build_datasets, image_mode, seed_all
 from vim.engine.build import build_model
 from vim.engine.config import reading
+from vim.engine.log import reporting
 from vim.engine.students import distance
 from vim.errors import UserError
 from vim.models import VideoMamba
 from vim.options import ImageRecipe
-from vim.tasks.images import Images
+from vim.tasks.images import Images, teacher_facts
 from vim.tasks.pretraining.masked import Masked, MaskingTeacher
 
 
@@ -63,7 +64,7 @@ class Pretraining:
         self.student.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         unreadable: list[str] = []
-        for number, (images, labels, lines) in enumerate(self.images.held_out):
+        for number, (images, labels, lines) in enumerate(reporting(self.images.held_out, "evaluating")):
             unreadable += lines
             clips = images[labels != IGNORED]
             if not len(clips):
@@ -85,8 +86,9 @@ class Pretraining:
         return {}
 
     def identity(self) -> Mapping[str, object]:
-        """Return the masking, which must not change when a run is resumed."""
-        return {f"masking.{name}": value for name, value in (self.recipe.masking or {}).items()}
+        """Return the masking and the teacher, which must not change when a run is resumed."""
+        masking = {f"masking.{name}": value for name, value in (self.recipe.masking or {}).items()}
+        return {**masking, **teacher_facts(self.recipe)}
 
     def order(self) -> Mapping[str, object]:
         """Return facts that the order of the clips within an epoch follows from."""
