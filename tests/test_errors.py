@@ -1,8 +1,12 @@
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
-from vim.errors import UserError, describe, one_line, printable
+import pytest
+
+from vim.errors import Parser, UserError, closest, describe, one_line, printable, run
 
 
 def test_a_message_is_one_line_of_bounded_length():
@@ -31,3 +35,54 @@ def test_a_tool_ends_with_a_line():
         code = f"from vim.errors import UserError, run\ndef main():\n    raise {error}\nrun(main)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
         assert (done.returncode, done.stderr) == (2, line)
+
+
+def test_the_closest_names():
+    assert closest("vim_tinny", ["vim_small", "vim_tiny"]) == "(the closest: vim_tiny, vim_small)"
+    assert closest("q", ["vim"]) == "(the closest: none)"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a"], "the following arguments are required: out; see a.py --help"),
+        (["a", "b", "--numbr", "3"], "unrecognized arguments: --numbr 3 (the closest: --number); see a.py --help"),
+        (["a", "b", "c"], "unrecognized arguments: c; see a.py --help"),
+        (["a", "b", "--number", "x"], "argument --number: expected a whole number, got 'x'; see a.py --help"),
+        (["", "b"], "argument model: expected a path, got ''; see a.py --help"),
+        (["a", "b\0c"], "argument out: expected a path, got 'b\\x00c'; see a.py --help"),
+    ],
+)
+def test_a_wrong_command_line(words, message):
+    parser = Parser(prog="a.py")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--number", type=int)
+    assert parser.parse_args(["a", "b", "--number", "3"]).number == 3
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(words)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_a_tool_with_a_line(number, capsys):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for one in before:
+            signal.signal(one, signal.SIG_DFL)
+        with pytest.raises(SystemExit) as end:
+            run(lambda: os.kill(os.getpid(), number))
+        assert end.value.code == 128 + number
+        line = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+        assert capsys.readouterr().err == f"{line}\n"
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def test_an_output_that_nobody_reads():
+    code = "from vim.errors import run\nrun(lambda: print('a' * 200_000))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(300)) == (b"", 128 + signal.SIGPIPE)

@@ -4,6 +4,7 @@ A .pt2 file calls the ops of this package, at the same speed: `import vim` befor
 holds standard operators only. Each selective scan is a `Scan`, whose size does not depend on the number of tokens.
 """
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,9 @@ def export(
     with written_whole(path) as beside:
         program = _trace(model)
         if format == "torch":
-            with beside.open("wb") as file:
-                torch.export.save(program, file)
+            whole = io.BytesIO()  # a full disk within torch.export.save would abort the process
+            torch.export.save(program, whole)
+            beside.write_bytes(whole.getbuffer())
         else:
             _save_onnx(program, beside, decompositions)
         run = load_torch(beside) if format == "torch" else load_onnx(beside)

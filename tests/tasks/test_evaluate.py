@@ -1,5 +1,6 @@
 import copy
 import csv
+import errno
 import math
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ import vim  # noqa: F401  registers the models
 from tests.tiny import few_digits, run_of, tiny_recipe, write_folder, write_truncated
 from vim.data import Share, create_loader
 from vim.engine.build import build_loader
+from vim.engine.files import appending
 from vim.errors import UserError
 from vim.options import ImageData
 from vim.tasks.classification.candidates import Candidate, for_size, load_candidate, resized
@@ -393,7 +395,8 @@ def test_results_are_added(evaluation, tmp_path):
     path = tmp_path / "new/results.csv"
     for size in ("224", "288"):
         open_results(path)
-        append_result(path, result_of(evaluation, size))
+        with appending(path) as file:
+            append_result(file, result_of(evaluation, size))
     assert path.read_text().splitlines()[0] == ",".join(COLUMNS)
     rows = table(path)
     assert [row["img_size"] for row in rows] == ["224", "288"]
@@ -406,6 +409,17 @@ def test_results_are_added(evaluation, tmp_path):
         "1.0",
     }
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", rows[0]["date"])
+
+
+def test_a_row_that_a_full_disk_cuts_off_is_not_there(evaluation, tmp_path):
+    path = tmp_path / "results.csv"
+    open_results(path)
+    with pytest.raises(OSError, match="No space left") as caught, appending(path) as file:  # noqa: PT012
+        file.write("half of a row,")
+        file.flush()
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(path)
+    assert path.read_text() == ",".join(COLUMNS) + "\n"
 
 
 def test_tables_are_not_mixed(evaluation, tmp_path):

@@ -1,5 +1,6 @@
 import argparse
 import csv
+import os
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ import timm
 import torch
 
 from tests.tiny import DIGITS, FOLDER, ROOT, WORDS, few_digits, load_tool, write_folder, write_image, write_truncated
+from vim.engine.launch import holding
 from vim.errors import UserError, run
 
 
@@ -110,7 +112,7 @@ def test_mistakes_in_training(call, trained, tmp_path, monkeypatch):
         call("train", DIGITS, *work_dir, "--resume", last, *tiny, "model.depth=1"), "trained with another model.depth"
     )
     assert_told(call("train", DIGITS, *work_dir, *tiny, "model.num_classes=3"), "model.num_classes=10")
-    assert_told(call("train", DIGITS, *work_dir, *tiny, "modle.depth=1"), "modle.depth: a config has no such section")
+    assert_told(call("train", DIGITS, *work_dir, *tiny, "modle.depth=1"), "has modle: a config has no such section")
     assert_told(call("train", DIGITS, *work_dir, *tiny, "depth"), "takes KEY=VALUE, got 'depth'")
     (tmp_path / "file").write_text("")
     assert_told(call("train", DIGITS, "--work-dir", tmp_path / "file", *tiny), "cannot make the folder")
@@ -214,6 +216,33 @@ def test_mistakes_in_predicting(call, trained, tmp_path):
     assert_told(call("predict", best, image, "--draw", image), "cannot make the folder")
     assert_told(call("predict", best, image, "--model", "test_vim"), "best.pth is of another model: cls_token is")
     assert_told(call("predict", image, image), "cannot read .*a.png as a checkpoint")
+
+
+def test_outputs_that_are_not_finite(call, trained, tmp_path):
+    state = torch.load(trained[0] / "best.pth", weights_only=True)
+    state["model"]["head.weight"].fill_(3e38)
+    del state["training"]
+    torch.save(state, tmp_path / "large.pth")
+    work_dir = ["--work-dir", tmp_path / "run"]
+    assert_told(call("test", DIGITS, tmp_path / "large.pth", *work_dir), "outputs of .*large.pth are not finite")
+    assert len(results(tmp_path / "run/results.csv")) == 0
+    result = call("predict", tmp_path / "large.pth", write_image(tmp_path / "a.png"))
+    assert_told(result, "outputs of the model are not finite")
+
+
+@pytest.mark.parametrize("tool", sorted(path.stem for path in (ROOT / "tools").glob("*.py")))
+def test_words_that_a_tool_does_not_know(tool, call):
+    assert_told(call(tool, "--hlp", "a"), "--hlp|required|invalid choice")
+    status, output, errors = call(tool, "--help")
+    assert (status, errors) == (0, "") and output.startswith("usage: ")
+
+
+def test_a_run_in_a_folder_that_another_holds(call, tmp_path):
+    with holding(tmp_path / "run"):
+        words = [DIGITS, "--work-dir", tmp_path / "run", "--cfg-options", *WORDS]
+        process = start("tools/train.py", *words)
+    assert process.returncode == 2
+    assert f"error: {tmp_path / 'run'} is in use by process {os.getpid()} on " in process.stderr
 
 
 def test_an_interrupt_is_no_traceback(capsys):

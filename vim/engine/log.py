@@ -49,8 +49,12 @@ def progress_bar(total: int, done: int, *, shown: bool) -> Iterator["Bar"]:
     bar = Bar(progress, progress.add_task("training", total=total, completed=done, loss="-", figures=""), shown=shown)
     if shown:
         _logger.info("training from update %d of %d", done, total)
-    with progress:
+    progress.start()
+    try:
         yield bar
+    finally:
+        with suppress(OSError):  # the terminal is gone
+            progress.stop()
 
 
 class _TimeLeft(TimeRemainingColumn):

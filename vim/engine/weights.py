@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import vim  # noqa: F401  registers the models
 from vim.checkpoints import adapt, check_fit, read_checkpoint, rename
-from vim.engine.files import link_whole, make_folder, written_whole
+from vim.engine.files import link_whole, make_folder, naming, written_whole
 from vim.errors import UserError, describe
 from vim.options import Section
 from vim.typing import OwnModel, VisionModel
@@ -172,7 +172,7 @@ def save_for_timm(model: nn.Module, folder: Path, classes: list[str] | None, tra
         UserError: the folder cannot be written to.
     """
     make_folder(folder)
-    with TemporaryDirectory(dir=folder) as scratch:  # each file whole, or not there
+    with naming(folder), TemporaryDirectory(dir=folder) as scratch:  # each file whole, or not there
         config = {"label_names": classes} if classes else None
         save_for_hf(model, scratch, model_config=config, data_config=transform or None, safe_serialization=True)
         for path in Path(scratch).iterdir():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 from vim.data import input_options
 from vim.engine.config import add_config_arguments, work_dir_of
@@ -90,10 +91,9 @@ def open_results(path: Path) -> None:
         raise UserError(f"{path} ends within a line: complete it or take it out, or name another --csv")
 
 
-def append_result(path: Path, result: Result) -> None:
+def append_result(table: TextIO, result: Result) -> None:
     """Append a row to a table that :func:`open_results` has checked."""
-    with appending(path) as file:
-        csv.DictWriter(file, COLUMNS).writerow(asdict(result))
+    csv.DictWriter(table, COLUMNS).writerow(asdict(result))
 
 
 def write_evaluation(folder: Path, tag: str, evaluation: Evaluation, classes: Sequence[str]) -> list[str]:
@@ -154,8 +154,9 @@ class Report:
                 "nothing; --amp no computes in float32"
             )
         self.results.append(result)
-        append_result(self.table, result)
-        names = write_evaluation(self.folder, tag, evaluation, classes)
+        with appending(self.table) as table:  # another process that reports there waits
+            append_result(table, result)
+            names = write_evaluation(self.folder, tag, evaluation, classes)
         kind = "videos" if result.views else "images"
         unreadable = f", {result.unreadable} more cannot be read" if result.unreadable else ""
         views = f" ({result.views} frames x crops x clips)" if result.views else ""
