@@ -38,7 +38,7 @@ def test_a_tool_ends_with_a_line():
 
 
 def test_the_closest_names():
-    assert closest("vim_tinny", ["vim_small", "vim_tiny"]) == "(the closest: vim_tiny, vim_small)"
+    assert closest("vim_tinny", ["deit_small", "vim_tiny"]) == "(the closest: vim_tiny)"
     assert closest("q", ["vim"]) == "(the closest: none)"
 
 

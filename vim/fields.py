@@ -80,7 +80,7 @@ def check(kind: type["DataclassInstance"], section: str, values: Mapping[str, ob
             value = check(keys, f"{section}.{name}", value, source)
         checked[name] = value
     kind(**{name: value for name, value in checked.items() if name in known})  # checks them against one another
-    return checked
+    return {name: checked[name] for name in values if name in checked}  # in the order of the config
 
 
 def describe(one: "Field[object]") -> str:
