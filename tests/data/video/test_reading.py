@@ -154,6 +154,14 @@ def test_no_video(tmp_path):
         read_video(tmp_path / "fifo.mp4", these(0))
 
 
+@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile {}\n", "#EXTM3U\n#EXTINF:4.0,\n{}\n"])
+def test_a_list_of_other_files_is_no_video(text, video, tmp_path):
+    (tmp_path / "b.mp4").write_bytes(video.read_bytes())
+    (tmp_path / "a.mp4").write_text(text.format("b.mp4"))
+    with pytest.raises(UserError, match="it is a list of other files"):
+        read_video(tmp_path / "a.mp4", these(0))
+
+
 def test_the_next_decoder_is_tried(video, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     assert installed("auto") == ["decord"]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import av
 
 MOST_BYTES = 4 << 30  # of a clip; a header that asks for more is damaged
+PLAYLISTS = (b"ffconcat", b"#EXTM3U", b"<?xml", b"<MPD", b"[playlist]", b"v=0")  # FFmpeg opens the files they name
 
 
 def as_shown(frame: np.ndarray, matrix: tuple[int, ...]) -> np.ndarray:
@@ -66,6 +67,13 @@ def check_upright(path: str) -> None:
                 matrix = movie[start : start + 20]
                 if matrix not in (struct.pack(">5i", 1 << 16, 0, 0, 0, 1 << 16), bytes(20)):
                     raise ValueError("it is turned or mirrored, which this decoder gets wrong, unlike PyAV")
+
+
+def check_alone(path: str) -> None:
+    """Refuse a list of other files under a video's name."""
+    with open(path, "rb") as file:
+        if file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(PLAYLISTS):
+            raise ValueError("it is a list of other files")
 
 
 class Reader(Protocol):
@@ -239,6 +247,7 @@ def serve(connection: Connection, memory: int) -> None:
         reader: Reader | None = None
         answer: tuple[int, int, int] | str
         try:
+            check_alone(path)
             reader = READERS[decoder](path)
             connection.send((reader.count, reader.fps))
             indices = connection.recv()
