@@ -1,5 +1,6 @@
 import argparse
 import inspect
+import math
 from dataclasses import MISSING, fields
 
 import pytest
@@ -61,6 +62,7 @@ def test_defaults_are_not_shared():
         ("compile", (True, False), (1, 0, "True")),
         ("amp", ("no", "bf16", "fp16"), ("fp8", True, [])),
         ("trackers", ((), ("a",), ["a", "b"]), ("a", [1], {"a": 1}, 3)),
+        ("class_weights", (None, "balanced", [1, 0.5], {"a": 3}), ("even", [0.0], [True], {"a": "1"}, 2, [math.inf])),
     ],
 )
 def test_types_and_ranges(name, good, bad):

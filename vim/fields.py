@@ -101,6 +101,8 @@ def _describe(kind: Any, bounds: str) -> str:
             return "a list of names"
         numbers = "whole numbers" if parts[0] is int else "numbers"
         return f"a list of {numbers}{bounds}" if parts[1] is Ellipsis else f"two numbers{bounds}, the smaller first"
+    if parts[1:] == (float,):
+        return f"a dict of numbers{bounds}"
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "a string", NoneType: "None"}
     return words.get(kind, "a dict") + (bounds if kind in (int, float) else "")
 
@@ -123,7 +125,7 @@ def default_of(one: "Field[object]") -> str:
 
 def _kinds(one: "Field[object]") -> tuple[Any, ...]:
     """The types of an option, such as float and NoneType."""
-    return get_args(one.type) if isinstance(one.type, UnionType) else (one.type,)
+    return get_args(one.type) if get_origin(one.type) in (UnionType, Union) else (one.type,)
 
 
 def _finite(value: object) -> bool:
@@ -132,7 +134,7 @@ def _finite(value: object) -> bool:
 
 def _fits(hint: Any, limits: Option, value: Any) -> bool:
     kind, parts = get_origin(hint) or hint, get_args(hint)
-    if isinstance(hint, UnionType) or kind is Union:
+    if kind in (UnionType, Union):
         return any(_fits(part, limits, value) for part in parts)
     if kind is Literal:
         return isinstance(value, str) and value in parts
@@ -140,6 +142,8 @@ def _fits(hint: Any, limits: Option, value: Any) -> bool:
         if not isinstance(value, list | tuple) or not all(_fits(parts[0], limits, part) for part in value):
             return False
         return parts[1] is Ellipsis or (len(value) == 2 and value[0] <= value[1])
+    if kind is dict and parts[1] is float:
+        return isinstance(value, dict) and all(_fits(float, limits, part) for part in value.values())
     if kind is str:
         return isinstance(value, str) and "\0" not in value
     if kind not in (int, float):

@@ -41,6 +41,9 @@ class ImageTrainOptions(TrainOptions):
     """How a run on images or videos trains."""
 
     smoothing: float = option(0.0, "label smoothing", at_least=0, below=1)
+    class_weights: Literal["balanced"] | tuple[float, ...] | dict[str, float] | None = option(
+        None, "weight of each class in the loss; the classes that a dict leaves out have 1", above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,10 @@ class ImageData:
 
     dataset: str = required("name of the data set, such as `folder` or `videos`")
     root: str | None = option(None, "folder of the data set")
+    labels: str | None = option(None, "CSV file of labels in `root`, one or several a file, for `folder` and `videos`")
+    sampling: Literal["shuffle", "balanced"] = option(
+        "shuffle", "draw each image once an epoch, or each class equally often"
+    )
     video: Section = option({}, "how clips are read (docs/video.md)", keys=VideoOptions)
     train_options: Section = option(
         {}, "for the training part: changes of `video`, or options of `timm.data.create_dataset`"

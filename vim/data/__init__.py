@@ -3,6 +3,7 @@
 from vim.data.datasets import Splits, build_datasets, class_names, part
 from vim.data.digits import Digits
 from vim.data.images import ImageFiles, find_images, read_image
+from vim.data.labels import several_labels
 from vim.data.loading import IGNORED, Batch, Share, create_loader, seed_all
 from vim.data.transforms import (
     eval_transform,
@@ -36,6 +37,7 @@ __all__ = [
     "read_image",
     "read_video",
     "seed_all",
+    "several_labels",
     "train_transform",
     "video_eval_transform",
     "video_train_transform",

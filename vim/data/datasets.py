@@ -17,9 +17,10 @@ from torchvision.datasets import VisionDataset
 from vim.data.digits import Digits
 from vim.data.files import IMAGES, is_system
 from vim.data.images import UNDECODABLE, ImageFiles, convert, image_folder, read_image, reason
+from vim.data.labels import LabelledImages, read_labels
 from vim.data.mnist import Mnist5k
 from vim.data.streams import Stream
-from vim.data.video import Videos, build_videos
+from vim.data.video import Videos, build_videos, labelled_videos
 from vim.errors import UserError, describe, printable, require
 from vim.options import ImageData
 
@@ -33,6 +34,7 @@ class TimmImages(Dataset[tuple[Image.Image, int]]):
 
     def __init__(self, dataset: ImageDataset, mode: str) -> None:
         self.dataset, self.mode = dataset, mode
+        self.targets = getattr(dataset.reader, "targets", None)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -54,6 +56,7 @@ class TorchvisionImages(Dataset[tuple[Image.Image, int]]):
         if hasattr(dataset, "loader"):
             dataset.loader = partial(read_image, mode=mode)
         self.classes = getattr(dataset, "classes", None)
+        self.targets = getattr(dataset, "targets", None)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -68,13 +71,14 @@ class TorchvisionImages(Dataset[tuple[Image.Image, int]]):
             raise UserError(f"cannot read image {index} of the data set ({reason(error)})") from error
 
 
-Part: TypeAlias = Digits | ImageFiles | TimmImages | TorchvisionImages | Videos | Stream
+Part: TypeAlias = Digits | ImageFiles | LabelledImages | TimmImages | TorchvisionImages | Videos | Stream
 
 
 class Splits(NamedTuple):
     """The data to train on and the held-out data, and the names of the classes, or None if they are not known.
 
-    Items are (PIL image, class index), or for videos (list of PIL images, class index).
+    Items are (PIL image, label), or for videos (list of PIL images, label): a class index, or with `data.labels` also
+    what :class:`vim.data.labels.Labels` has of a file with several labels.
     """
 
     train: Part
@@ -98,6 +102,9 @@ def build_datasets(data: ImageData, mode: str = "RGB") -> Splits:
     Both kinds of videos take the options of :func:`vim.data.video.build_videos` from `data.video`, and those of one
     part from `data.train_options` and so on.
 
+    With `data.labels`, "folder" and "videos" take files and labels from that CSV file; see
+    :func:`vim.data.labels.read_labels`.
+
     Args:
         mode: PIL's mode for the images: "RGB", or "L" for grey.
 
@@ -112,6 +119,13 @@ def part(data: ImageData, name: str, mode: str) -> Part:
     """Build one part, "train" or "val", or "test" of videos; see :func:`build_datasets`."""
     dataset, root = data.dataset, data.root
     own = {"train": data.train_options, "val": data.val_options}.get(name, {})
+    if data.labels is not None:
+        labels = read_labels(_root(root, data.labels), data.labels, name)
+        if dataset == "folder":
+            return LabelledImages(labels, mode)
+        if dataset == "videos":
+            return labelled_videos(labels, mode, is_training=name == "train", **{**data.video, **own})
+        raise UserError(f"data.labels is for data.dataset='folder' or 'videos', got {dataset!r}: leave it out")
     if dataset in BUILT_IN:
         return BUILT_IN[dataset](train=name == "train", mode=mode)
     if dataset == "folder":

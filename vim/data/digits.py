@@ -39,6 +39,11 @@ class Digits(Dataset[tuple[Image.Image, int]]):
         pixels, labels = datasets.load_digits(return_X_y=True)  # 0 to 16
         return (pixels * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8), labels
 
+    @property
+    def targets(self) -> list[int]:
+        """The labels of the images."""
+        return self.labels
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from vim.data.streams import Stream
 from vim.errors import UserError
 
-IGNORED = -1  # the label of an image that does not count: padding, or one that cannot be read
+IGNORED = -1  # a label that does not count: it is not known, or its image is padding or cannot be read
 PADDING = -1  # the `repeat` of a key that pads a batch
 MOST_UNREADABLE = 100  # consecutive images
 
 Item: TypeAlias = Any  # a PIL image, or a clip: a list of them
+Label: TypeAlias = int | Tensor  # a class index; or of several labels (classes,) int8: 1, 0 or IGNORED
 Transform = Callable[[Item], Tensor]
 
 
@@ -35,7 +36,7 @@ class Items(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> tuple[Item, int]: ...
+    def __getitem__(self, index: int, /) -> tuple[Item, Label]: ...
 
 
 class Key(NamedTuple):
@@ -50,7 +51,7 @@ class Sample(NamedTuple):
     """An image or a clip after its transform."""
 
     image: Tensor  # (c, h, w) or (c, t, h, w), or empty if it could not be read
-    label: int
+    label: Label
     unreadable: list[str]  # a message for each image that could not be read
 
 
@@ -58,8 +59,13 @@ class Batch(NamedTuple):
     """Stacked samples."""
 
     images: Tensor  # (b, c, h, w), or clips (b, c, t, h, w)
-    labels: Tensor  # (b,)
+    labels: Tensor  # (b,) or, if an image may have several, (b, classes)
     unreadable: list[str]  # a message for each image that could not be read
+
+    @property
+    def counted(self) -> Tensor:
+        """Which images count (b,): those with a label that is known."""
+        return (self.labels != IGNORED).view(len(self.labels), -1).any(1)
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Prepared(Dataset[Sample]):
 
     def __init__(self, dataset: Items, transform: Transform, seed: int, *, substitute: bool) -> None:
         self.dataset, self.transform, self.seed, self.substitute = dataset, transform, seed, substitute
+        self.ignored: Label = getattr(dataset, "ignored", IGNORED)
 
     def __getitem__(self, key: Key) -> Sample:
         """Read and transform an image.
@@ -103,10 +110,10 @@ class Prepared(Dataset[Sample]):
             except UserError as error:
                 unreadable.append(str(error))
                 continue
-            return Sample(self.transform(image), IGNORED if key.repeat == PADDING else label, unreadable)
+            return Sample(self.transform(image), self.ignored if key.repeat == PADDING else label, unreadable)
         if self.substitute:
             raise UserError(f"{len(unreadable)} images in a row cannot be read: {unreadable[0]}")
-        return Sample(torch.empty(0), IGNORED, [] if key.repeat == PADDING else unreadable)
+        return Sample(torch.empty(0), self.ignored, [] if key.repeat == PADDING else unreadable)
 
 
 class PreparedStream(IterableDataset[Sample]):
@@ -172,6 +179,8 @@ class EpochBatches:
             (https://arxiv.org/abs/1901.09335).
         samples: draw each image that many times, augmented anew, in an epoch that is that many times longer, as in
             video training after VideoMAE (https://arxiv.org/abs/2203.12602).
+        weights: (count,) draw each image with a probability in proportion to its weight, independently of the draws
+            before; by default each image comes once.
 
     Attributes:
         epoch: the epoch of the next iteration.
@@ -179,9 +188,17 @@ class EpochBatches:
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, share: Share, *, repeats: int = 1, samples: int = 1
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        share: Share,
+        *,
+        repeats: int = 1,
+        samples: int = 1,
+        weights: Tensor | None = None,
     ) -> None:
-        self.count, self.batch_size, self.seed, self.share = count, batch_size, seed, share
+        self.count, self.batch_size, self.seed, self.share, self.weights = count, batch_size, seed, share, weights
         self.repeats = repeats * samples
         self.epoch = self.start = 0
         used = count if repeats == 1 or count < 256 else count // 256 * 256
@@ -192,11 +209,31 @@ class EpochBatches:
 
     def __iter__(self) -> Iterator[list[Key]]:
         hashed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)[0]
-        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(int(hashed))).tolist()
-        together = self.batch_size * self.share.world
+        generator = torch.Generator().manual_seed(int(hashed))
+        if self.weights is None:
+            drawn = torch.randperm(self.count, generator=generator)
+        else:
+            drawn = _draw(self.weights, generator)
+        order, before = drawn.tolist(), _earlier(drawn).tolist()
+        together, repeats = self.batch_size * self.share.world, self.repeats
         for step in range(self.start, self.steps):
             places = range(step * together + self.share.rank, (step + 1) * together, self.share.world)
-            yield [Key(self.epoch, order[i // self.repeats], i % self.repeats) for i in places]
+            drawings = ((i // repeats, i % repeats) for i in places)
+            yield [Key(self.epoch, order[i], before[i] * repeats + repeat) for i, repeat in drawings]
+
+
+def _draw(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw as many numbers as there are weights, with replacement; torch.multinomial takes no more than 2 ** 24."""
+    ends = weights.double().cumsum(0)
+    points = torch.rand(len(weights), dtype=torch.float64, generator=generator) * ends[-1]
+    return torch.searchsorted(ends, points, right=True).clamp(max=len(weights) - 1)
+
+
+def _earlier(drawn: Tensor) -> Tensor:
+    """Return for each place how many places before it hold the same number."""
+    ordered, places = drawn.sort(stable=True)
+    first = torch.searchsorted(ordered, ordered)
+    return torch.empty_like(drawn).scatter_(0, places, torch.arange(len(drawn)) - first)
 
 
 class EvaluationBatches:
@@ -223,7 +260,8 @@ def collate(samples: list[Sample]) -> Batch:
     shape = next((image.shape for image in images if image.numel()), None)
     if shape is not None:
         images = tuple(image if image.numel() else image.new_zeros(shape) for image in images)
-    return Batch(torch.stack(images), torch.tensor(labels), list(itertools.chain(*unreadable)))
+    targets = torch.stack([torch.as_tensor(label) for label in labels])
+    return Batch(torch.stack(images), targets, list(itertools.chain(*unreadable)))
 
 
 def _outlive_signals(worker: int) -> None:
@@ -255,6 +293,7 @@ def create_loader(
     is_training: bool,
     repeats: int = 1,
     samples: int = 1,
+    weights: Tensor | None = None,
 ) -> DataLoader[Sample]:
     """Build a loader that yields :class:`Batch`.
 
@@ -263,7 +302,7 @@ def create_loader(
     Args:
         batch_size: of each process.
         share: this process among those of the run.
-        repeats, samples: see :class:`EpochBatches`; 1 for a stream.
+        repeats, samples, weights: see :class:`EpochBatches`; 1, 1 and None for a stream.
 
     Raises:
         UserError: the data set has fewer images than a batch, or `repeats` or `samples` is above 1 for a stream.
@@ -282,7 +321,7 @@ def create_loader(
         stream = PreparedStream(dataset, transform, seed, share, substitute=is_training)
         return load(stream, batch_size=batch_size, drop_last=is_training)
     batches = (
-        EpochBatches(len(dataset), batch_size, seed, share, repeats=repeats, samples=samples)
+        EpochBatches(len(dataset), batch_size, seed, share, repeats=repeats, samples=samples, weights=weights)
         if is_training
         else EvaluationBatches(len(dataset), batch_size, share)
     )

@@ -29,6 +29,7 @@ from vim.data import (
     video_eval_transform,
     video_train_transform,
 )
+from vim.data.balance import all_labels, sampling_weights
 from vim.data.loading import Items
 from vim.data.streams import Stream
 from vim.engine.config import reading
@@ -85,6 +86,8 @@ def build_loader(
         made, wanted = transform([image] * frames if frames else image).shape, input_shape(model)
         if tuple(made) != wanted:
             raise ValueError(f"it makes images of {tuple(made)}, and the model takes {wanted}")
+    balanced = is_training and data.sampling == "balanced"
+    weights = sampling_weights(all_labels(dataset, "data.sampling='balanced'")) if balanced else None
     return create_loader(
         dataset,
         transform,
@@ -95,6 +98,7 @@ def build_loader(
         is_training=is_training,
         repeats=data.repeats if is_training else 1,
         samples=data.samples if is_training else 1,
+        weights=weights,
     )
 
 

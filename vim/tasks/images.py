@@ -98,6 +98,8 @@ class Images:
             "data.samples": self.data.samples,
             "train.seed": self.train_options.seed,
         }
+        if self.data.sampling != "shuffle":
+            order["data.sampling"] = self.data.sampling
         if isinstance(dataset, IterableDataset):  # its images are spread over the workers that read it
             order |= {"data.num_workers": self.data.num_workers, "processes": processes}
         return order

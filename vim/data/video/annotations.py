@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vim.data.files import IMAGES, VIDEOS, class_files, files_below, files_in
+from vim.data.loading import Label
 from vim.data.video.sampling import windows
 from vim.errors import UserError, printable
 
@@ -21,10 +22,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Video(NamedTuple):
-    """A video, or a part of one, and its label."""
+    """A video, or a part of one, and its label; an annotation file has class indices only."""
 
     path: str
-    label: int
+    label: Label
     frames: int | None = None  # of a folder of frames: their number, if known
     part: tuple[float, float] | None = None  # start and end in seconds; None: the whole video
 
@@ -46,7 +47,7 @@ def read_annotations(path: Path, prefix: Path, *, third: str | None = None) -> l
     """
     base = os.path.normpath(prefix)
     videos: list[Video] = []
-    labels: dict[str, int] = {}
+    labels: dict[str, Label] = {}
     for number, line in enumerate(read_lines(path, "lines PATH LABEL"), 1):
         where = f"{path}, line {number}"
         for video in _parse(line.strip(), third, where) if line.strip() else []:

@@ -5,17 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from vim.data.labels import Labels, ignored
+from vim.data.loading import IGNORED, Label
 from vim.data.video.annotations import Video, read_annotations, read_classes, video_folder
 from vim.data.video.reading import DECODERS, installed, read_frames, read_video
 from vim.data.video.sampling import SAMPLINGS, View
 from vim.errors import UserError, describe
 
 
-class Videos(Dataset[tuple[list[Image.Image], int]]):
-    """Clips, each a list of `num_frames` PIL images, and class indices.
+class Videos(Dataset[tuple[list[Image.Image], Label]]):
+    """Clips, each a list of `num_frames` PIL images, and labels.
 
     In evaluation each video has `num_clips` x `num_crops` consecutive views: clips at different times, and of each clip
     squares at different places along the longer side. :meth:`video_of` names a view's video, to average over its views.
@@ -65,12 +68,18 @@ class Videos(Dataset[tuple[list[Image.Image], int]]):
         self.num_frames, self.sampling, self.frame_template = num_frames, SAMPLINGS[sampling], frame_template
         self.num_clips, self.num_crops = (1, 1) if is_training else (num_clips, num_crops)
         self.is_training, self.decoder, self.time_limit = is_training, decoder, time_limit
+        self.ignored = ignored(videos[0].label) if videos else IGNORED
         self._last: tuple[int, list[Image.Image]] = (-1, [])
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """The labels of the videos (n,), or (n, classes) as in :class:`Labels`; in training each is one item."""
+        return torch.stack([torch.as_tensor(video.label) for video in self.videos])
 
     def __len__(self) -> int:
         return len(self.videos) * self.num_clips * self.num_crops
 
-    def __getitem__(self, index: int) -> tuple[list[Image.Image], int]:
+    def __getitem__(self, index: int) -> tuple[list[Image.Image], Label]:
         clip, crop = divmod(index, self.num_crops)
         label = self.videos[clip // self.num_clips].label
         if self.num_crops == 1:
@@ -143,10 +152,31 @@ def build_videos(
         videos, names = video_folder(folder)
     else:
         raise UserError(f"no {name}.csv in {root}, nor a folder {name} with one folder of videos a class")
-    most = max(videos, key=lambda video: video.label)
-    if names is not None and most.label >= len(names):
+    most = max(videos, key=lambda video: int(video.label))
+    if names is not None and int(most.label) >= len(names):
         raise UserError(f"{most.path} has label {most.label} in {annotations}: expected 0 to {len(names) - 1}")
+    return _build(videos, mode, is_training=name == "train", classes=names, **options)
+
+
+def labelled_videos(labels: Labels, mode: str, /, *, is_training: bool, **options: Any) -> Videos:
+    """Return the videos, or folders of frames, of one part of a data set with a CSV file of labels.
+
+    Args:
+        options: keyword arguments of :class:`Videos`, except `sampling="windows"`, which needs annotations.
+
+    Raises:
+        UserError: an option does not exist or fit.
+    """
+    if options.get("sampling") == "windows":
+        raise UserError(
+            "data.labels does not go together with data.video.sampling='windows': use train.csv and val.csv"
+        )
+    videos = [Video(file, labels.label(index)) for index, file in enumerate(labels.files)]
+    return _build(videos, mode, is_training=is_training, classes=labels.classes, **options)
+
+
+def _build(videos: Sequence[Video], mode: str, **options: Any) -> Videos:
     try:
-        return Videos(videos, mode, is_training=name == "train", classes=names, **options)
+        return Videos(videos, mode, **options)
     except TypeError as error:
         raise UserError(f"the config's data.video does not fit: {describe(error)}") from error
