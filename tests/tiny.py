@@ -133,6 +133,13 @@ def write_folder(root, train=("cat", "dog"), val=("cat", "dog"), count=4):
     return root
 
 
+def write_labels(root):
+    """A CSV file of the images below a folder; each has the label of its folder, and every other one another label."""
+    paths = sorted(path.relative_to(root) for path in root.rglob("*.png"))
+    rows = [f"{path},{path.parent.name}{';cat' if i % 2 else ''}" for i, path in enumerate(paths)]
+    return write_lines(root / "labels.csv", "file,labels", *rows)
+
+
 def encode(number, broken=()):
     """A PNG of one colour; if it is broken, the start of it, or something else."""
     file = io.BytesIO()

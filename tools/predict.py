@@ -15,14 +15,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, help="best.pth or last.pth of a run; with --model, published weights")
     parser.add_argument("inputs", type=Path, nargs="+", help="image or video files, or folders of them")
     parser.add_argument("--model", help="the timm name of the model that published weights are for, such as vim_small")
-    parser.add_argument("--top-k", type=int, default=5, help="how many classes (default: 5)")
+    parser.add_argument(
+        "--top-k", type=int, help="how many classes (default: 5, or all labels from their thresholds on)"
+    )
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="also write pictures with the predictions there")
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.top_k < 1:
+    if arguments.top_k is not None and arguments.top_k < 1:
         raise UserError(f"--top-k must be at least 1, got {arguments.top_k}")
     if arguments.model:
         predictor = Predictor.from_pretrained(arguments.model, arguments.checkpoint)
@@ -41,7 +43,7 @@ def main() -> None:
             status = 2
             continue
         lines = [f"  {100 * probability:6.2f} %  {printable(name)}" for name, probability in predictions]
-        print(printable(path), *lines, sep="\n", flush=True)  # a file that the output goes to grows line by line
+        print(printable(path), *(lines or ["  no label"]), sep="\n", flush=True)  # a file grows line by line
         if arguments.draw:
             draw(frames, predictions, arguments.draw / f"{number:04d}_{path.stem}.png")
     sys.exit(status)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from vim.data import image_mode
+from vim.data import image_mode, several_labels
 from vim.engine.build import build_loader
 from vim.engine.config import recipe_of
 from vim.engine.launch import launch, share_of
@@ -38,7 +38,8 @@ def main() -> None:
     sizes = arguments.img_size or [None]
     for size in sizes:  # all must fit before the first takes its time
         resized(candidate.model, size)
-    report = Report(arguments, candidate, writes=accelerator.is_main_process)
+    several = several_labels(images.dataset)
+    report = Report(arguments, candidate, several=several, writes=accelerator.is_main_process)
     tag = "test" if arguments.labels == "none" else f"test_{arguments.labels}"
     for size in sizes:
         model, data = resized(candidate.model, size), for_size(recipe.data, size)

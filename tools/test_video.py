@@ -4,13 +4,14 @@ import argparse
 import dataclasses
 import time
 
-from vim.data import Videos, image_mode, num_frames, part
+from vim.data import Videos, image_mode, num_frames, part, several_labels
 from vim.engine.build import build_loader
 from vim.engine.config import recipe_of
 from vim.engine.launch import launch, share_of
 from vim.engine.log import logging_to
 from vim.errors import Parser, UserError, run
 from vim.options import ImageRecipe
+from vim.tasks.classification.evaluate import check_evaluation
 from vim.tasks.classification.imagenet import own_classes
 from vim.tasks.classification.results import Report, add_evaluation_arguments, candidate_of, image_size
 from vim.tasks.classification.views import Views, evaluate_views
@@ -39,13 +40,13 @@ def main() -> None:
         raise UserError(f"data.dataset must be 'videos' or 'digit_motion', got {data.dataset!r}: use tools/test.py")
     classes = own_classes(data, videos, candidate, arguments.checkpoint)
     loader = build_loader(data, Views(videos), candidate.model, share_of(accelerator), is_training=False)
-    report = Report(arguments, candidate, writes=accelerator.is_main_process)
+    several = several_labels(videos)
+    report = Report(arguments, candidate, several=several, writes=accelerator.is_main_process)
     start = time.perf_counter()
     model = candidate.model.to(accelerator.device)
     with logging_to(None, shown=accelerator.is_main_process):
-        evaluation = evaluate_views(model, loader, accelerator, len(classes))
-    if evaluation.images == 0:
-        raise UserError(f"no video was evaluated: {(evaluation.unreadable or ['the data set is empty'])[0]}")
+        evaluation = evaluate_views(model, loader, accelerator, len(classes), candidate.thresholds)
+    check_evaluation(evaluation, "video")
     name = f"{frames}x{arguments.crops}x{arguments.clips}"
     about = {"labels": "none", "views": name, "img_size": image_size(candidate.model, data)}
     for line in report.add(evaluation, classes, f"test_{name}", time.perf_counter() - start, **about):

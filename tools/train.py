@@ -48,7 +48,7 @@ def next_commands(arguments: argparse.Namespace, work_dir: Path, num_epochs: int
 
 
 def print_classifier(arguments: argparse.Namespace, task: Classification, loop: Loop) -> None:
-    """Print where the results of a classifier are, what to run next, and its accuracy."""
+    """Print where the results of a classifier are, what to run next, and how good it is."""
     inputs = "VIDEOS" if num_frames(task.model) else "IMAGES"
     if task.recipe.data.dataset == "digits":
         write_samples(loop.work_dir / "samples")
@@ -58,7 +58,7 @@ def print_classifier(arguments: argparse.Namespace, task: Classification, loop: 
     print("next:")
     for command in next_commands(arguments, loop.work_dir, loop.num_epochs, inputs):
         print(f"  {command}")
-    print(f"top-1 {100 * task.evaluation.top1:.2f} %")
+    print(task.evaluation.summary[-1])
 
 
 def train_in(work_dir: Path, arguments: argparse.Namespace, recipe: ImageRecipe) -> None:

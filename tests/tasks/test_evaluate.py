@@ -24,9 +24,9 @@ from vim.tasks.classification.candidates import Candidate, for_size, load_candid
 from vim.tasks.classification.evaluate import Evaluation, evaluate, evaluate_timed
 from vim.tasks.classification.imagenet import HeldOut, held_out
 from vim.tasks.classification.results import (
-    COLUMNS,
     Result,
     append_result,
+    columns,
     image_size,
     open_results,
     plot_sizes,
@@ -394,10 +394,10 @@ def result_of(evaluation, size="224"):
 def test_results_are_added(evaluation, tmp_path):
     path = tmp_path / "new/results.csv"
     for size in ("224", "288"):
-        open_results(path)
+        open_results(path, columns())
         with appending(path) as file:
             append_result(file, result_of(evaluation, size))
-    assert path.read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert path.read_text().splitlines()[0] == ",".join(columns())
     rows = table(path)
     assert [row["img_size"] for row in rows] == ["224", "288"]
     assert rows[0]["checkpoint"] == "a,b.pth"
@@ -413,13 +413,13 @@ def test_results_are_added(evaluation, tmp_path):
 
 def test_a_row_that_a_full_disk_cuts_off_is_not_there(evaluation, tmp_path):
     path = tmp_path / "results.csv"
-    open_results(path)
+    open_results(path, columns())
     with pytest.raises(OSError, match="No space left") as caught, appending(path) as file:  # noqa: PT012
         file.write("half of a row,")
         file.flush()
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(path)
-    assert path.read_text() == ",".join(COLUMNS) + "\n"
+    assert path.read_text() == ",".join(columns()) + "\n"
 
 
 def test_tables_are_not_mixed(evaluation, tmp_path):
@@ -428,10 +428,10 @@ def test_tables_are_not_mixed(evaluation, tmp_path):
     with pytest.raises(
         UserError, match="has other columns: expected date,checkpoint,.*, found date,top1; name another"
     ):
-        open_results(path)
-    path.write_text(",".join(COLUMNS) + "\n2025-01-01")
+        open_results(path, columns())
+    path.write_text(",".join(columns()) + "\n2025-01-01")
     with pytest.raises(UserError, match="results.csv ends within a line"):
-        open_results(path)
+        open_results(path, columns())
     assert path.read_text().endswith("01-01")
 
 

@@ -1,6 +1,7 @@
 """From videos on disk to accuracies over views, with the smallest model."""
 
 import csv
+import re
 import shutil
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.engine.test_loop import assert_same, load
-from tests.tiny import ROOT, run_of, write_image
+from tests.tiny import ROOT, run_of, write_image, write_lines
 from tests.tools.test_tools import start
 from vim.data import Share, part
 from vim.engine.build import build_loader
@@ -135,6 +136,32 @@ def test_a_video_that_several_lines_name_is_one(config, root, tmp_path):
     again = evaluate_views(Sum(), views_of(other, trainer, 2, 1)[1], Accelerator(), 2)
     assert again.images == once.images
     assert again.loss == pytest.approx(once.loss)
+
+
+def test_videos_with_several_labels(root, tmp_path, call):
+    """Probabilities of labels are averaged over views; a video that cannot be read counts nowhere."""
+    shutil.copytree(root, tmp_path / "data")
+    rows = [f"train/{i},{labels}" for i, labels in enumerate(("up", "up;left", "", "left"))]
+    rows += ["val/0,up;left", "val/1,left", "val/2,up"]
+    write_lines(tmp_path / "data/labels.csv", "file,labels", *rows)
+    options = {"data__labels": "labels.csv", "data__sampling": "balanced", "train__class_weights": [1, 2]}
+    config = recipe(tmp_path / "data", **options)
+    trainer = run_of(config, tmp_path / "run")
+    assert trainer.fit()
+    assert (trainer.task.evaluation.images, len(trainer.task.evaluation.unreadable)) == (2, 1)
+
+    videos, loader = views_of(config, trainer, 2, 3)
+    found = evaluate_views(Sum(), loader, Accelerator(), 2)
+    clips = [torch.stack([loader.dataset.transform(videos[i][0]) for i in range(first, first + 6)]) for first in (0, 6)]
+    means = torch.stack([Sum()(views).double().sigmoid().mean(0) for views in clips])
+    labels = torch.tensor([[1, 1], [1, 0]])  # left, up
+    assert found.loss == pytest.approx(-float((labels * means + (1 - labels) * (1 - means)).log().mean()), rel=1e-5)
+    assert found.average_precision.tolist() == pytest.approx([1, 1 if means[0, 1] > means[1, 1] else 1 / 2])
+
+    words = ["--work-dir", tmp_path / "out", "--clips", 1, "--crops", 1]
+    status, output, _ = call("test_video", tmp_path / "run/config.py", tmp_path / "run/best.pth", *words)
+    assert status == 0
+    assert re.fullmatch(r"mAP \d+\.\d\d % \(8x1x1 frames x crops x clips\)", output.splitlines()[-1])
 
 
 def test_tools(config, root, tmp_path):

@@ -11,6 +11,8 @@ from vim.engine.files import written_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SCORES = {"top1": "top-1 accuracy", "map": "mean average precision"}
+
 
 def save_figure(figure: "Figure", path: Path, dpi: int = 120) -> None:
     """Write a figure and free its memory."""
@@ -22,16 +24,16 @@ def save_figure(figure: "Figure", path: Path, dpi: int = 120) -> None:
 
 
 def plot_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Draw the training loss and the held-out loss or error over the epochs, and the accuracy where there is one."""
+    """Draw the training loss and the held-out loss or error over the epochs, and one of SCORES if there is one."""
     import matplotlib.pyplot as plt
 
     panels = [{"train_loss": "training", "loss": "held out", "mse": "held out"}]
-    panels += [{"top1": "held-out top-1"}] if "top1" in rows[0] else []
+    panels += [{name: f"held-out {label}"} for name, label in SCORES.items() if name in rows[0]]
     figure, columns = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), layout="constrained", squeeze=False)
     for axes, labels in zip(columns[0], panels, strict=True):
         for name in (name for name in labels if name in rows[0]):
             axes.plot([row["epoch"] for row in rows], [row[name] for row in rows], label=labels[name])
-        axes.set(xlabel="epoch", ylabel="accuracy" if "top1" in labels else "loss")
+        axes.set(xlabel="epoch", ylabel=next((SCORES[name] for name in labels if name in SCORES), "loss"))
         axes.grid(alpha=0.3)
         axes.legend()
     save_figure(figure, path)

@@ -31,5 +31,5 @@ def build_run(recipe: Recipe, work_dir: Path, resume: Save | None = None) -> Loo
     else:
         assert isinstance(recipe, ImageRecipe)
         kind = Classification if recipe.masking is None else Pretraining
-        task = kind(recipe, work_dir, accelerator, resuming=resume is not None)
+        task = kind(recipe, work_dir, accelerator, resume)
     return Loop(task, recipe, work_dir, accelerator, resume)

@@ -96,10 +96,16 @@ class Extractor:
         if self.num_frames:
             videos = [Video(str(path), index) for index, path in enumerate(paths)]
             dataset = Videos(videos, self.mode, is_training=False, num_frames=self.num_frames)
-        sizes = {"batch_size": batch_size, "num_workers": num_workers}
-        for images, indices, unreadable in create_loader(
-            dataset, self.transform, **sizes, seed=0, share=Share(), is_training=False
-        ):
+        loader = create_loader(
+            dataset,
+            self.transform,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=0,
+            share=Share(),
+            is_training=False,
+        )
+        for images, indices, unreadable in loader:
             read = indices != IGNORED
             values = self(images[read]) if read.any() else torch.empty(0)
             for index, row in zip(indices[read].tolist(), values, strict=True):

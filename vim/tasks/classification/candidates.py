@@ -20,11 +20,13 @@ class Candidate(NamedTuple):
     Attributes:
         classes: their names, None if the file has none.
         weights: "ema" (the running average) or "raw"; "saved" if the file has one set of unknown kind.
+        thresholds: the probabilities from which on labels are predicted; None if an image has one class.
     """
 
     model: VisionModel
     classes: list[str] | None
     weights: str
+    thresholds: list[float] | None = None
 
 
 def load_candidate(path: Path, *, name: str | None = None, weights: str | None = None) -> Candidate:
@@ -44,13 +46,13 @@ def load_candidate(path: Path, *, name: str | None = None, weights: str | None =
             raise UserError(f"{path} has no classifier: there is nothing to evaluate")
         return Candidate(model, None, weights or "raw")
     model, state = load_trained(path)
-    classes, training = state["meta"]["classes"], state.get("training", {})
+    classes, training, thresholds = state["meta"]["classes"], state.get("training", {}), state["meta"].get("thresholds")
     if model.num_classes != len(classes):
         raise UserError(f"{path} is of {model.num_classes} classes and names {len(classes)}: it is damaged")
     if not training:
         if weights is not None:
             raise UserError(f"{path} holds one set of weights and does not say which: leave out --{weights}")
-        return Candidate(model, classes, "saved")
+        return Candidate(model, classes, "saved", thresholds)
     raw = own_weights(training["model"]) if training.get("student") else training["model"]
     raw_model = copy.deepcopy(model)
     load_weights(raw_model, raw, path)
@@ -58,8 +60,8 @@ def load_candidate(path: Path, *, name: str | None = None, weights: str | None =
     if weights == "ema" and not averaged:
         raise UserError(f"{path} holds no running average of the weights: it was trained without train.ema_decay")
     if weights == "raw" or not averaged:
-        return Candidate(raw_model, classes, "raw")
-    return Candidate(model, classes, "ema")
+        return Candidate(raw_model, classes, "raw", thresholds)
+    return Candidate(model, classes, "ema", thresholds)
 
 
 def resized(model: VisionModel, size: int | None) -> VisionModel:

@@ -1,18 +1,22 @@
 """The figures of a classifier on held-out images or clips."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from vim.data import IGNORED, Batch
+from vim.data import IGNORED, Batch, several_labels
 from vim.engine.log import reporting
 from vim.errors import UserError
 from vim.tasks.classification.imagenet import HeldOut
+from vim.tasks.classification.multilabel import MultiLabelEvaluation, Scores
+
+FIGURES = ("loss", "top1", "top5")
 
 
 @dataclass
@@ -35,6 +39,19 @@ class Evaluation:
     def images(self) -> int:
         """Return how many images were counted."""
         return int(self.confusion.sum())
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Return the figures by their names."""
+        return {name: getattr(self, name) for name in FIGURES}
+
+    @property
+    def summary(self) -> list[str]:
+        """Return the figures in lines, the most important one last."""
+        return [f"loss {self.loss:.4f}, top-5 {100 * self.top5:.2f} %", f"top-1 {100 * self.top1:.2f} %"]
+
+
+AnyEvaluation: TypeAlias = Evaluation | MultiLabelEvaluation
 
 
 class Tally:
@@ -70,7 +87,6 @@ class Tally:
         return Evaluation(loss, top1, top5, confusion, unreadable)
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     loader: Iterable[Batch],
@@ -92,48 +108,82 @@ def evaluate(
     Raises:
         UserError: a label is none of the classes.
     """
-    was_training, device = model.training, accelerator.device
-    model.eval()
-    tally, unreadable = Tally(num_classes, device), []
-    for images, labels, lines in reporting(loader, "evaluating"):
-        unreadable += lines
-        if not images.numel():  # none can be read
-            continue
-        counted = labels != IGNORED
-        with accelerator.autocast():
-            logits = model(images.to(device, non_blocking=True))[counted.to(device)].float()
-        labels = labels[counted]
+    device = accelerator.device
+    tally = Tally(num_classes, device)
+
+    def add(logits: Tensor, labels: Tensor) -> None:
         right = labels.unsqueeze(1) if accepted is None else accepted[labels]  # (b, most)
-        if not len(right):
-            continue
         if int(right.max()) >= num_classes:
             raise UserError(f"an image is labelled {int(right.max())}: expected 0 to {num_classes - 1}, the classes")
         tally.add(logits if outputs is None else logits[:, outputs.to(device)], right.to(device))
-    model.train(was_training)
+
+    unreadable = _run(model, loader, accelerator, add)
     tally.reduce(accelerator)
-    return tally.evaluation(gather_object(unreadable))
+    return tally.evaluation(unreadable)
+
+
+def evaluate_several(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    accelerator: Accelerator,
+    num_classes: int,
+    *,
+    thresholds: Sequence[float] | None = None,
+) -> MultiLabelEvaluation:
+    """Do what :func:`evaluate` does where an image may have several labels; see :class:`Scores` for `thresholds`.
+
+    Raises:
+        UserError: no image has a label.
+    """
+    scores = Scores(num_classes, thresholds)
+    unreadable = _run(model, loader, accelerator, scores.add)
+    scores.gather(accelerator)
+    return scores.evaluation(unreadable)
+
+
+@torch.inference_mode()
+def _run(
+    model: nn.Module, loader: Iterable[Batch], accelerator: Accelerator, add: Callable[[Tensor, Tensor], None]
+) -> list[str]:
+    """Call `add` with the logits and labels of the images that count, and return the lines of all processes."""
+    was_training, unreadable = model.training, []
+    model.eval()
+    for batch in reporting(loader, "evaluating"):
+        unreadable += batch.unreadable
+        counted = batch.counted
+        if not counted.any():
+            continue
+        with accelerator.autocast():
+            logits = model(batch.images.to(accelerator.device, non_blocking=True))
+        add(logits[counted.to(accelerator.device)].float(), batch.labels[counted])
+    model.train(was_training)
+    return gather_object(unreadable)
 
 
 def evaluate_timed(
     model: nn.Module, images: HeldOut, loader: Iterable[Batch], accelerator: Accelerator
-) -> tuple[Evaluation, float]:
-    """Return what :func:`evaluate` does, and the seconds it took, reading the images included.
+) -> tuple[AnyEvaluation, float]:
+    """Return the figures of a model, and the seconds it took, reading the images included.
 
     Raises:
         UserError: no image can be read, or the memory is full.
     """
     start = time.perf_counter()
+    model, classes = model.to(accelerator.device), len(images.classes)
+    evaluation: AnyEvaluation
     try:
-        evaluation = evaluate(
-            model.to(accelerator.device),
-            loader,
-            accelerator,
-            len(images.classes),
-            outputs=images.outputs,
-            accepted=images.accepted,
-        )
+        if several_labels(images.dataset):
+            evaluation = evaluate_several(model, loader, accelerator, classes, thresholds=images.thresholds)
+        else:
+            options = {"outputs": images.outputs, "accepted": images.accepted}
+            evaluation = evaluate(model, loader, accelerator, classes, **options)
     except torch.OutOfMemoryError as error:
         raise UserError("the GPU's memory is full: lower data.batch_size with --cfg-options") from error
-    if evaluation.images == 0:
-        raise UserError(f"no image was evaluated: {(evaluation.unreadable or ['the data set is empty'])[0]}")
+    check_evaluation(evaluation, "image")
     return evaluation, time.perf_counter() - start
+
+
+def check_evaluation(evaluation: AnyEvaluation, kind: str) -> None:
+    """Raise UserError if there was nothing to evaluate."""
+    if evaluation.images == 0:
+        raise UserError(f"no {kind} was evaluated: {(evaluation.unreadable or ['the data set is empty'])[0]}")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vim.data import IGNORED, ImageFiles, class_names, find_images, part
+from vim.data import IGNORED, ImageFiles, class_names, find_images, part, several_labels
 from vim.data.datasets import Part
 from vim.data.images import image_folder
 from vim.errors import UserError
@@ -21,12 +21,13 @@ LABELS = {"a": "ImageNet-A", "r": "ImageNet-R", "v2": "ImageNet-V2", "real": "Im
 
 
 class HeldOut(NamedTuple):
-    """Images with labels, the names of the classes, and two arguments of :func:`evaluate`."""
+    """Images with labels, the names of the classes, and arguments of :func:`evaluate` or :func:`evaluate_several`."""
 
     dataset: Part
     classes: list[str]
     outputs: Tensor | None = None
     accepted: Tensor | None = None
+    thresholds: list[float] | None = None
 
 
 def held_out(data: ImageData, labels: str, candidate: Candidate, mode: str, source: Path) -> HeldOut:
@@ -48,7 +49,7 @@ def held_out(data: ImageData, labels: str, candidate: Candidate, mode: str, sour
     """
     if labels == "none":
         dataset = _images(data, mode)
-        return HeldOut(dataset, own_classes(data, dataset, candidate, source))
+        return HeldOut(dataset, own_classes(data, dataset, candidate, source), thresholds=candidate.thresholds)
     synsets = _timm_list("imagenet_synsets.txt")
     _check_imagenet(candidate, synsets, labels, source)
     if labels == "real":
@@ -82,7 +83,7 @@ def _some(names: Collection[str]) -> str:
 def _folder(data: ImageData) -> Path | None:
     """Return the folder that holds the images; None if the data set finds them itself, or refuses the options."""
     root = Path(str(data.root))
-    if data.dataset != "folder" or not data.root or not root.is_dir():
+    if data.dataset != "folder" or data.labels or not data.root or not root.is_dir():
         return None
     return root / "val" if (root / "val").is_dir() else root
 
@@ -96,8 +97,14 @@ def own_classes(data: ImageData, dataset: Part, candidate: Candidate, source: Pa
     """Return the names of the data set's classes.
 
     Raises:
-        UserError: they are not the model's.
+        UserError: they are not the model's, or only one of the two has several labels an image.
     """
+    several = several_labels(dataset)
+    if candidate.classes and several != (candidate.thresholds is not None):
+        kinds = ("one class", "any number of labels")
+        raise UserError(
+            f"{source} was trained on images with {kinds[not several]} each, and the config's data has {kinds[several]}"
+        )
     count, found = candidate.model.num_classes, class_names(dataset)
     # published models of 1,000 classes have ImageNet's, in the order of its folders
     known = candidate.classes or (_timm_list("imagenet_synsets.txt") if count == 1000 else None)

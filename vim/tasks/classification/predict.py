@@ -26,12 +26,19 @@ class Predictor:
     Args:
         transform: options for :func:`vim.data.eval_transform`.
         classes: a name for each of the model's outputs.
+        thresholds: of each class, if an image may have several labels: the probability from which on it has that label.
     """
 
-    def __init__(self, model: VisionModel, transform: Section, classes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: VisionModel,
+        transform: Section,
+        classes: Sequence[str],
+        thresholds: Sequence[float] | None = None,
+    ) -> None:
         if len(classes) != model.num_classes:
             raise UserError(f"the model has {model.num_classes} classes, and there are names for {len(classes)}")
-        self.model, self.classes = model.eval(), classes
+        self.model, self.classes, self.thresholds = model.eval(), classes, thresholds
         self.num_frames, self.mode = num_frames(model), image_mode(model)
         self.transform: Callable[[Any], Tensor] = (video_eval_transform if self.num_frames else eval_transform)(
             model, transform
@@ -41,7 +48,8 @@ class Predictor:
     def from_checkpoint(cls, path: Path) -> "Predictor":
         """Read a checkpoint of tools/train.py."""
         model, state = load_trained(path)
-        return cls(model, state["meta"]["eval_transform"], state["meta"]["classes"])
+        meta = state["meta"]
+        return cls(model, meta["eval_transform"], meta["classes"], meta.get("thresholds"))
 
     @classmethod
     def from_pretrained(cls, name: str, path: Path) -> "Predictor":
@@ -61,18 +69,24 @@ class Predictor:
         return Videos([Video(str(path), 0)], self.mode, is_training=False, num_frames=self.num_frames)[0][0]
 
     @torch.inference_mode()
-    def __call__(self, frames: Sequence[Image.Image], top_k: int = 5) -> list[tuple[str, float]]:
-        """Return the names and probabilities of the likeliest classes, best first, for the frames of :meth:`read`.
+    def __call__(self, frames: Sequence[Image.Image], top_k: int | None = None) -> list[tuple[str, float]]:
+        """Return names of classes and their probabilities, best first, for the frames of :meth:`read`.
+
+        Args:
+            top_k: how many. By default 5, or if an image may have several labels, those from their thresholds on.
 
         Raises:
             UserError: the model's outputs are not finite.
         """
         prepared = self.transform(frames if self.num_frames else frames[0])
-        probabilities = self.model(prepared.unsqueeze(0)).float().softmax(-1)[0]
-        if not probabilities.isfinite().all():
+        logits = self.model(prepared.unsqueeze(0))[0].double()
+        if not logits.isfinite().all():
             raise UserError("the outputs of the model are not finite: its weights overflow, or are of another model")
-        top = probabilities.topk(min(top_k, len(self.classes)))
-        return [(self.classes[i], p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
+        probabilities = logits.softmax(0) if self.thresholds is None else logits.sigmoid()
+        top = probabilities.topk(min(top_k or (5 if self.thresholds is None else len(logits)), len(logits)))
+        chosen = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        least = self.thresholds if top_k is None else None
+        return [(self.classes[i], p) for p, i in chosen if least is None or p >= least[i]]
 
 
 def draw(frames: Sequence[Image.Image], predictions: Sequence[tuple[str, float]], out: Path) -> None:

@@ -16,19 +16,22 @@ from vim.engine.plots import plot_confusion, save_figure
 from vim.errors import UserError
 from vim.options import ImageData
 from vim.tasks.classification.candidates import Candidate, load_candidate
-from vim.tasks.classification.evaluate import Evaluation
+from vim.tasks.classification.evaluate import FIGURES, AnyEvaluation, Evaluation
+from vim.tasks.classification.multilabel import FIGURES as MULTILABEL_FIGURES
 from vim.typing import VisionModel
+
+DRAWN = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "map": "mean average precision"}
 
 
 @dataclass
 class Result:
-    """A row of the table of results. The fields are its columns.
+    """A row of the table of results.
 
     Attributes:
         date: local, with its offset.
         views: frames x crops x clips of a video; empty for images.
         img_size: height x width in pixels, or one number if they are equal.
-        top1, top5: accuracies, as fractions.
+        figures: of the evaluation; each has a column, see :func:`columns`.
     """
 
     date: str
@@ -40,27 +43,27 @@ class Result:
     img_size: str
     images: int
     unreadable: int
-    loss: float
-    top1: float
-    top5: float
+    figures: dict[str, float]
     seconds: float
 
     @classmethod
-    def of(cls, evaluation: Evaluation, *, seconds: float, **about: str) -> "Result":
+    def of(cls, evaluation: AnyEvaluation, *, seconds: float, **about: str) -> "Result":
         """Return the row of an evaluation that has just ended; `about` has the columns without figures."""
         return cls(
             date=datetime.now().astimezone().isoformat(timespec="seconds"),
             images=evaluation.images,
             unreadable=len(evaluation.unreadable),
-            loss=evaluation.loss,
-            top1=evaluation.top1,
-            top5=evaluation.top5,
+            figures=evaluation.figures,
             seconds=round(seconds, 2),
             **{"views": "", **about},
         )
 
 
-COLUMNS = [field.name for field in fields(Result)]
+def columns(*, several: bool = False) -> list[str]:
+    """Return the columns of the table of results; `several`: of images with any number of labels."""
+    names = [field.name for field in fields(Result)]
+    place = names.index("figures")
+    return [*names[:place], *(MULTILABEL_FIGURES if several else FIGURES), *names[place + 1 :]]
 
 
 def image_size(model: VisionModel, data: ImageData) -> str:
@@ -69,8 +72,11 @@ def image_size(model: VisionModel, data: ImageData) -> str:
     return str(height) if height == width else f"{height}x{width}"
 
 
-def open_results(path: Path) -> None:
+def open_results(path: Path, columns: Sequence[str]) -> None:
     """Begin a table of results, or check that the file that exists can be appended to.
+
+    Args:
+        columns: of :func:`columns`.
 
     Raises:
         UserError: the file has other columns, or ends within a line.
@@ -80,12 +86,12 @@ def open_results(path: Path) -> None:
         file.seek(0)
         text = file.read()
         if not text:
-            csv.writer(file).writerow(COLUMNS)
+            csv.writer(file).writerow(columns)
             return
     found = text.splitlines()[0]
-    if found != ",".join(COLUMNS):
+    if found != ",".join(columns):
         raise UserError(
-            f"{path} has other columns: expected {','.join(COLUMNS)}, found {found[:100]}; name another --csv"
+            f"{path} has other columns: expected {','.join(columns)}, found {found[:100]}; name another --csv"
         )
     if not text.endswith("\n"):
         raise UserError(f"{path} ends within a line: complete it or take it out, or name another --csv")
@@ -93,19 +99,24 @@ def open_results(path: Path) -> None:
 
 def append_result(table: TextIO, result: Result) -> None:
     """Append a row to a table that :func:`open_results` has checked."""
-    csv.DictWriter(table, COLUMNS).writerow(asdict(result))
+    row = asdict(result)
+    row |= row.pop("figures")
+    csv.DictWriter(table, columns(several="map" in row)).writerow(row)
 
 
-def write_evaluation(folder: Path, tag: str, evaluation: Evaluation, classes: Sequence[str]) -> list[str]:
-    """Write the confusion matrix, the accuracy of each class, and the unreadable images. Return the files' names.
+def write_evaluation(folder: Path, tag: str, evaluation: AnyEvaluation, classes: Sequence[str]) -> list[str]:
+    """Write the figures of each class, the confusion matrix if an image has one, and the unreadable images.
 
-    The accuracy of a class without images is left empty.
+    A figure of a class without images is left empty.
+
+    Returns:
+        The files' names.
     """
-    names = [f"confusion_{tag}.png", f"classes_{tag}.csv"]
-    plot_confusion(folder / names[0], evaluation.confusion, classes)
-    counts, right = evaluation.confusion.sum(1).tolist(), evaluation.confusion.diag().tolist()
-    rows = zip(classes, counts, right, strict=True)
-    write_csv(folder / names[1], [{"class": c, "count": n, "top1": r / n if n else ""} for c, n, r in rows])
+    names = [f"classes_{tag}.csv"]
+    write_csv(folder / names[0], class_rows(evaluation, classes))
+    if isinstance(evaluation, Evaluation):
+        names.insert(0, f"confusion_{tag}.png")
+        plot_confusion(folder / names[0], evaluation.confusion, classes)
     unreadable = folder / f"unreadable_{tag}.txt"
     unreadable.unlink(missing_ok=True)  # of an earlier evaluation
     if evaluation.unreadable:
@@ -114,28 +125,53 @@ def write_evaluation(folder: Path, tag: str, evaluation: Evaluation, classes: Se
     return names
 
 
+def class_rows(evaluation: AnyEvaluation, classes: Sequence[str]) -> list[dict[str, object]]:
+    """Return a row for each class: how many images have it, and how well it is predicted."""
+    if isinstance(evaluation, Evaluation):
+        images = evaluation.confusion.sum(1)
+        figures = {"top1": evaluation.confusion.diag().double() / images}
+    else:
+        counts = evaluation.at_thresholds
+        images = counts.actual.long()
+        figures = {
+            "ap": evaluation.average_precision,
+            "threshold": evaluation.thresholds,
+            "precision": counts.precision(),
+            "recall": counts.recall(),
+        }
+    rows = []
+    for i, (name, count) in enumerate(zip(classes, images.tolist(), strict=True)):
+        rows.append(
+            {"class": name, "count": count, **{key: v[i].item() if count else "" for key, v in figures.items()}}
+        )
+    return rows
+
+
 class Report:
     """The results of one command: rows of a table, and files.
 
     Args:
         arguments: with `config`, `checkpoint`, `csv` and `work_dir`.
+        several: whether an image may have several labels.
         writes: whether this process writes.
 
     Raises:
         UserError: the table of results cannot be appended to.
     """
 
-    def __init__(self, arguments: Namespace, candidate: Candidate, *, writes: bool) -> None:
+    def __init__(self, arguments: Namespace, candidate: Candidate, *, several: bool = False, writes: bool) -> None:
         self.arguments, self.candidate, self.writes = arguments, candidate, writes
         self.folder = work_dir_of(arguments)
         self.table = arguments.csv or self.folder / "results.csv"
         self.results: list[Result] = []
         if writes:
             make_folder(self.folder)
-            open_results(self.table)
+            open_results(self.table, columns(several=several))
 
-    def add(self, evaluation: Evaluation, classes: Sequence[str], tag: str, seconds: float, **about: str) -> list[str]:
-        """Write the figures of an evaluation, and return them in lines, the accuracy last.
+    def add(
+        self, evaluation: AnyEvaluation, classes: Sequence[str], tag: str, seconds: float, **about: str
+    ) -> list[str]:
+        """Write the figures of an evaluation, and return them in lines, the most important one last.
 
         Args:
             tag: a part of the names of files.
@@ -148,10 +184,10 @@ class Report:
             return []
         paths = {"checkpoint": str(self.arguments.checkpoint), "config": str(self.arguments.config)}
         result = Result.of(evaluation, seconds=seconds, **paths, weights=self.candidate.weights, **about)
-        if not math.isfinite(result.loss):
+        if not math.isfinite(evaluation.loss):
             raise UserError(
-                f"the loss is {result.loss}: outputs of {self.arguments.checkpoint} are not finite, its accuracy means "
-                "nothing; --amp no computes in float32"
+                f"the loss is {evaluation.loss}: outputs of {self.arguments.checkpoint} are not finite, its accuracy "
+                "means nothing; --amp no computes in float32"
             )
         self.results.append(result)
         with appending(self.table) as table:  # another process that reports there waits
@@ -160,10 +196,11 @@ class Report:
         kind = "videos" if result.views else "images"
         unreadable = f", {result.unreadable} more cannot be read" if result.unreadable else ""
         views = f" ({result.views} frames x crops x clips)" if result.views else ""
+        *lines, last = evaluation.summary
         return [
             f"{result.img_size} pixels, {result.images} {kind}{unreadable}; in {self.folder}: {', '.join(names)}",
-            f"loss {result.loss:.4f}, top-5 {100 * result.top5:.2f} %",
-            f"top-1 {100 * result.top1:.2f} %{views}",
+            *lines,
+            f"{last}{views}",
         ]
 
 
@@ -187,15 +224,16 @@ def candidate_of(arguments: Namespace) -> Candidate:
 
 
 def plot_sizes(path: Path, results: Sequence[Result]) -> None:
-    """Draw the accuracies over the sizes of the images."""
+    """Draw the accuracies, or the mean average precision, over the sizes of the images."""
     import matplotlib.pyplot as plt
 
     results = sorted(results, key=lambda result: int(result.img_size))
     sizes = [int(result.img_size) for result in results]
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.plot(sizes, [100 * result.top1 for result in results], "o-", label="top-1")
-    axes.plot(sizes, [100 * result.top5 for result in results], "o-", label="top-5")
-    axes.set(xlabel="height and width of the images, pixels", ylabel="accuracy, %", xticks=sizes)
+    shown = {name: label for name, label in DRAWN.items() if name in results[0].figures}
+    for name, label in shown.items():
+        axes.plot(sizes, [100 * result.figures[name] for result in results], "o-", label=label)
+    axes.set(xlabel="height and width of the images, pixels", ylabel="%", xticks=sizes)
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)

@@ -8,18 +8,21 @@ import timm
 import torch
 from accelerate import Accelerator
 from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from vim.data import Batch, Splits, build_datasets, image_mode, input_options
+from vim.data import Batch, Splits, build_datasets, image_mode, input_options, several_labels
+from vim.data.balance import all_labels, class_weights
 from vim.engine.build import build_model
 from vim.engine.config import reading
 from vim.engine.loop import Loop
 from vim.engine.plots import plot_confusion, plot_curves
 from vim.engine.students import Distilled, distance
+from vim.engine.weights import Save
 from vim.errors import UserError
 from vim.options import ImageRecipe
-from vim.tasks.classification.evaluate import Evaluation, evaluate
+from vim.tasks.classification.evaluate import AnyEvaluation, Evaluation, evaluate, evaluate_several
+from vim.tasks.classification.losses import build_loss, soft
+from vim.tasks.classification.multilabel import MultiLabelEvaluation
 from vim.tasks.images import Images, teacher_facts
 from vim.typing import VisionModel
 
@@ -28,25 +31,29 @@ class Classification:
     """The task of a recipe with labels; see :class:`vim.engine.loop.Task`.
 
     Args:
-        resuming: whether a save's weights will replace those that the recipe's model starts from.
+        resume: the save whose weights will replace those that the recipe's model starts from.
 
     Attributes:
         classes: names in the order of the model's outputs.
+        several: whether an image may have several labels.
+        thresholds: the probability from which on each label is predicted; those of the last evaluation.
         evaluation: the last one.
 
     Raises:
         UserError: the recipe does not fit the model or the data.
     """
 
-    evaluation: Evaluation
+    evaluation: AnyEvaluation
 
     def __init__(
-        self, recipe: ImageRecipe, work_dir: Path, accelerator: Accelerator, *, resuming: bool = False
+        self, recipe: ImageRecipe, work_dir: Path, accelerator: Accelerator, resume: Save | None = None
     ) -> None:
         self.recipe, self.accelerator = recipe, accelerator
-        self.model = build_model({**recipe.model, **({"pretrained": False} if resuming else {})})
+        self.model = build_model({**recipe.model, **({"pretrained": False} if resume else {})})
         splits = build_datasets(recipe.data, image_mode(self.model))
-        self.classes = _classes(splits, self.model)
+        self.classes, self.several = _classes(splits, self.model), several_labels(splits.train)
+        known = resume.state["meta"].get("thresholds") if resume else None
+        self.thresholds: list[float] = known or [0.5] * len(self.classes)
         self.teacher: VisionModel | None = None
         self.student: nn.Module = self.model
         if recipe.teacher is not None:
@@ -56,20 +63,13 @@ class Classification:
             self.teacher = teacher.to(accelerator.device)
         self.images = Images(recipe, splits, self.model, work_dir, accelerator)
         self.notes, self.batches_per_epoch = self.images.notes, self.images.batches_per_epoch
-        self.mixup, self.criterion = self._build_loss()
+        self.mixup, self.criterion = self._build_loss(splits)
 
-    def _build_loss(self) -> tuple[Mixup | None, nn.Module]:
-        smoothing, batch_size = self.recipe.train.smoothing, self.recipe.data.batch_size
-        if not self.recipe.mixup:
-            return None, LabelSmoothingCrossEntropy(smoothing)
-        if batch_size % 2:
-            raise UserError(f"mixup needs an even data.batch_size, got {batch_size}")
-        with reading("mixup"):
-            mixup = Mixup(**self.recipe.mixup, label_smoothing=smoothing, num_classes=len(self.classes))
-            mixup(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long))
-            if mixup.mode not in ("batch", "pair", "elem"):
-                raise ValueError(f"mode must be 'batch', 'pair' or 'elem', got {mixup.mode!r}")
-        return mixup, SoftTargetCrossEntropy()
+    def _build_loss(self, splits: Splits) -> tuple[Mixup | None, nn.Module]:
+        wanted = self.recipe.train.class_weights
+        weights = None if wanted is None else class_weights(splits.train, self.classes, wanted)
+        mixup, criterion = build_loss(self.recipe, len(self.classes), several=self.several, weights=weights)
+        return mixup, criterion.to(self.accelerator.device)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yield the training batches of an epoch from number `start` on."""
@@ -78,6 +78,8 @@ class Classification:
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of images (b, c, h, w) or clips (b, c, t, h, w), mixed and labelled."""
         images, targets = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch[:2])
+        if self.several:
+            targets = soft(targets)
         if self.mixup is not None:
             mixed, targets = self.mixup(images.flatten(1, -3), targets)  # the frames of a clip as channels
             images = mixed.view(images.shape)
@@ -89,24 +91,29 @@ class Classification:
         return self.criterion(logits, targets) + distance(tokens, wanted)
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
-        """Return the loss and the accuracies, as fractions, on the held-out part."""
-        self.evaluation = evaluate(model, self.images.held_out, self.accelerator, len(self.classes))
+        """Return the figures on the held-out part: loss and accuracies; or loss, average precision and F1."""
+        run = evaluate_several if self.several else evaluate
+        self.evaluation = run(model, self.images.held_out, self.accelerator, len(self.classes))
         self.images.note_epoch(self.evaluation.unreadable)
-        return {"loss": self.evaluation.loss, "top1": self.evaluation.top1, "top5": self.evaluation.top5}
+        if isinstance(self.evaluation, MultiLabelEvaluation):
+            self.thresholds = self.evaluation.thresholds.tolist()
+        return self.evaluation.figures
 
     def score(self, figures: Mapping[str, float]) -> float:
-        """Return the accuracy."""
-        return figures["top1"]
+        """Return the accuracy, or the mean average precision."""
+        return figures["map" if self.several else "top1"]
 
     def meta(self) -> dict[str, object]:
-        """Return the classes and the options of the evaluation transform."""
-        return {"classes": self.classes, "eval_transform": dict(self.recipe.data.eval_transform)}
+        """Return the classes, the options of the evaluation transform, and the thresholds of several labels."""
+        several = {"task": "multilabel", "thresholds": self.thresholds} if self.several else {}
+        return {"classes": self.classes, "eval_transform": dict(self.recipe.data.eval_transform), **several}
 
     def identity(self) -> Mapping[str, object]:
-        """Return the classes, the teacher and how images are prepared, which must not change when a run is resumed."""
+        """Return the classes and labels, the teacher and how images are prepared, which resuming must not change."""
         prepared = {**input_options(self.model), **self.recipe.data.eval_transform}
         return {
             "list of classes": self.classes,
+            **({"kind of labels": "several an image"} if self.several else {}),
             **{f"data.eval_transform.{name}": value for name, value in prepared.items()},
             **teacher_facts(self.recipe),
         }
@@ -129,7 +136,11 @@ def _classes(splits: Splits, model: VisionModel) -> list[str]:
             f"--cfg-options model.num_classes={len(classes)}"
         )
     for part, dataset in (("train", splits.train), ("val", splits.held_out)):
-        most = max((video.label for video in getattr(dataset, "videos", [])), default=0)
+        if several_labels(dataset):
+            if not (all_labels(dataset, "training") == 1).any():
+                raise UserError(f"no image or video of {part} has a label that is 1: training needs some in each part")
+            continue
+        most = max((int(video.label) for video in getattr(dataset, "videos", [])), default=0)
         if most >= len(classes):
             raise UserError(
                 f"a video of {part} has label {most}, and the model {len(classes)} classes: "
@@ -139,6 +150,7 @@ def _classes(splits: Splits, model: VisionModel) -> list[str]:
 
 
 def plot_run(task: Classification, loop: Loop[Batch]) -> None:
-    """Draw `curves.png` and `confusion.png` in the work dir."""
+    """Draw `curves.png`, and if an image has one class `confusion.png`, in the work dir."""
     plot_curves(loop.work_dir / "curves.png", loop.rows)
-    plot_confusion(loop.work_dir / "confusion.png", task.evaluation.confusion, task.classes)
+    if isinstance(task.evaluation, Evaluation):
+        plot_confusion(loop.work_dir / "confusion.png", task.evaluation.confusion, task.classes)

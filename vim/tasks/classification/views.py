@@ -1,5 +1,6 @@
 """Evaluation of videos by the mean over several views of each."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from vim.data import IGNORED, Videos
 from vim.engine.log import reporting
 from vim.errors import UserError
-from vim.tasks.classification.evaluate import Evaluation, Tally
+from vim.tasks.classification.evaluate import AnyEvaluation, Tally
+from vim.tasks.classification.multilabel import Scores
 
 
 class Views(Dataset[Any]):
@@ -19,7 +21,7 @@ class Views(Dataset[Any]):
 
     Attributes:
         videos: (views,) the video that each view is of; views of one path are of one video.
-        labels: (videos,) the label of each video.
+        labels: the label of each video: (videos,), or (videos, classes) if each may have several.
     """
 
     def __init__(self, dataset: Videos) -> None:
@@ -27,8 +29,8 @@ class Views(Dataset[Any]):
         number_of: dict[str, int] = {}
         paths = [dataset.video_of(index) for index in range(len(dataset))]
         self.videos = torch.tensor([number_of.setdefault(path, len(number_of)) for path in paths])
-        label_of = {video.path: video.label for video in dataset.videos}
-        self.labels = torch.tensor([label_of[path] for path in number_of])
+        label_of = {video.path: torch.as_tensor(video.label) for video in dataset.videos}
+        self.labels = torch.stack([label_of[path] for path in number_of])
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -38,7 +40,13 @@ class Views(Dataset[Any]):
 
 
 @torch.inference_mode()
-def evaluate_views(model: nn.Module, loader: DataLoader[Any], accelerator: Accelerator, classes: int) -> Evaluation:
+def evaluate_views(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    accelerator: Accelerator,
+    classes: int,
+    thresholds: Sequence[float] | None = None,
+) -> AnyEvaluation:
     """Return the figures on videos, each predicted by the mean of the probabilities over its views.
 
     VideoMamba (https://arxiv.org/abs/2403.06977) is evaluated this way. Each process sees a part of the views.
@@ -46,13 +54,15 @@ def evaluate_views(model: nn.Module, loader: DataLoader[Any], accelerator: Accel
     Args:
         loader: batches of :class:`Views`.
         classes: the number of classes.
+        thresholds: where a video may have several labels; see :class:`Scores`.
 
     Raises:
         UserError: a label is none of the classes.
     """
     views: Views = loader.dataset.dataset  # type: ignore[attr-defined]
     labels = views.labels
-    if labels.max() >= classes:
+    several = labels.ndim == 2
+    if not several and labels.max() >= classes:
         raise UserError(f"a video is labelled {labels.max()}: expected 0 to {classes - 1}, the classes")
 
     # sums of probabilities of each video
@@ -66,16 +76,21 @@ def evaluate_views(model: nn.Module, loader: DataLoader[Any], accelerator: Accel
         if not seen.any():
             continue
         with accelerator.autocast():
-            logits = model(clips[seen].to(accelerator.device, non_blocking=True))
+            logits = model(clips[seen].to(accelerator.device, non_blocking=True)).double()
         videos = views.videos[places[seen]].to(accelerator.device)
-        total.index_add_(0, videos, logits.double().softmax(1))
+        total.index_add_(0, videos, logits.sigmoid() if several else logits.softmax(1))
         count.index_add_(0, videos, torch.ones_like(videos))
 
     # figures over the videos that could be read
     total, count = accelerator.reduce(total).cpu(), accelerator.reduce(count).cpu()
     known = count > 0
+    means, labels = total[known] / count[known].unsqueeze(1), labels[known]
+    lines = list(dict.fromkeys(gather_object(list(unreadable))))
+    if several:
+        scores = Scores(classes, thresholds)
+        scores.add(means.logit(1e-12), labels)  # finite where a mean is 0 or 1
+        return scores.evaluation(lines)
     tally = Tally(classes, torch.device("cpu"))
     if known.any():
-        means = total[known] / count[known].unsqueeze(1)
-        tally.add(means.log(), labels[known].unsqueeze(1))
-    return tally.evaluation(list(dict.fromkeys(gather_object(list(unreadable)))))
+        tally.add(means.log(), labels.unsqueeze(1))
+    return tally.evaluation(lines)

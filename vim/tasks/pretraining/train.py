@@ -9,11 +9,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from vim.data import IGNORED, Batch, build_datasets, image_mode, seed_all
+from vim.data import Batch, build_datasets, image_mode, seed_all
 from vim.engine.build import build_model
 from vim.engine.config import reading
 from vim.engine.log import reporting
 from vim.engine.students import distance
+from vim.engine.weights import Save
 from vim.errors import UserError
 from vim.models import VideoMamba
 from vim.options import ImageRecipe
@@ -29,10 +30,10 @@ class Pretraining:
     """
 
     def __init__(
-        self, recipe: ImageRecipe, work_dir: Path, accelerator: Accelerator, *, resuming: bool = False
+        self, recipe: ImageRecipe, work_dir: Path, accelerator: Accelerator, resume: Save | None = None
     ) -> None:
         self.recipe, self.accelerator = recipe, accelerator
-        model = build_model({**recipe.model, **({"pretrained": False} if resuming else {})})
+        model = build_model({**recipe.model, **({"pretrained": False} if resume else {})})
         splits = build_datasets(recipe.data, image_mode(model))
         self.model = _checked(recipe, model)
         with reading("teacher"):
@@ -64,9 +65,9 @@ class Pretraining:
         self.student.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         unreadable: list[str] = []
-        for number, (images, labels, lines) in enumerate(reporting(self.images.held_out, "evaluating")):
-            unreadable += lines
-            clips = images[labels != IGNORED]
+        for number, batch in enumerate(reporting(self.images.held_out, "evaluating")):
+            unreadable += batch.unreadable
+            clips = batch.images[batch.counted]
             if not len(clips):
                 continue
             seed_all(self.recipe.train.seed, number, self.accelerator.process_index)  # the teacher draws the mask
