@@ -1,5 +1,6 @@
 """CSV files of labels: every layout, and every mistake with the line it is in."""
 
+import os
 import re
 
 import pytest
@@ -75,12 +76,27 @@ def test_mistakes(lines, message, tmp_path):
 
 
 def test_a_file_that_is_no_csv(tmp_path):
-    for content, reason in ((b"file,label\ntrain/a\xff,cat", "utf-8"), (b"", "the columns ''"), (None, "No such file")):
+    for content, reason in (
+        (b"file,label\ntrain/a\xff,cat", "utf-8"),
+        (b"", "the columns ''"),
+        (None, "no such file: .*labels.csv"),
+    ):
         (tmp_path / "labels.csv").unlink(missing_ok=True)
         if content is not None:
             (tmp_path / "labels.csv").write_bytes(content)
         with pytest.raises(UserError, match=reason):
             read_labels(tmp_path, "labels.csv", "train")
+
+
+def test_a_pipe_is_no_csv(tmp_path):
+    os.mkfifo(tmp_path / "labels.csv")
+    with pytest.raises(UserError, match="no such file: .*labels.csv"):
+        read_labels(tmp_path, "labels.csv", "train")
+
+
+def test_a_single_class(tmp_path, caplog):
+    labels(tmp_path, "file,label", "train/a.jpg,cat")
+    assert "the labels hold one class only, 'cat': every prediction is right" in caplog.text
 
 
 def data_of(root, *lines, **options):

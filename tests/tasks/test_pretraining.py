@@ -65,6 +65,7 @@ def test_it_goes_on_exactly_whatever_the_workers(root, tmp_path):  # noqa: F811
         ({"masking.ratio": 1.0}, "masking.ratio must be a number >= 0 and < 1 .*, got 1.0"),
         ({"masking.ratio": "half"}, "got 'half'"),
         ({"mixup.mixup_alpha": 0.8}, "takes no mixup"),
+        ({"train.class_weights": "balanced"}, "has no classes: take train.class_weights out"),
         ({"train.patience": 2}, "takes no train.patience: its last weights count as the best"),
         ({"teacher.model_name": "test_resnet"}, "teacher does not fit: "),
     ],

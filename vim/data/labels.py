@@ -1,6 +1,7 @@
 """Labels from a CSV file: one class a file, or any number of them."""
 
 import csv
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from vim.errors import UserError, describe
 PARTS = ("train", "val", "test")
 _FORMATS = "file,label, or file,labels with names separated by ';', or file and a column of 0 and 1 for each class"
 _VALUES = {"": IGNORED, "0": 0, "1": 1, "0.0": 0, "1.0": 1}  # pandas writes 1.0 where a column has empty cells
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def read_labels(root: Path, name: str, part: str) -> Labels:
 
 def _read_table(path: Path) -> tuple[list[str], list[_Row]]:
     """Read the header and the rows that are not empty."""
+    if not path.is_file():
+        raise UserError(f"no such file: {path} (data.labels names a CSV file in data.root)")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
@@ -143,6 +148,8 @@ def _by_name(rows: Sequence[_Row], own: Sequence[int], *, several: bool) -> tupl
     classes = sorted({name for some in names for name in some})
     index_of = {name: index for index, name in enumerate(classes)}
     if not several:
+        if len(classes) == 1:
+            _logger.warning("the labels hold one class only, %r: every prediction is right", classes[0])
         return classes, torch.tensor([index_of[names[i][0]] for i in own])
     targets = torch.zeros(len(own), len(classes), dtype=torch.int8)
     for place, i in enumerate(own):

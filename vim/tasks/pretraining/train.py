@@ -106,6 +106,8 @@ def _checked(recipe: ImageRecipe, model: nn.Module) -> VideoMamba:
         )
     if recipe.train.patience is not None:
         raise UserError("masked pre-training takes no train.patience: its last weights count as the best")
+    if recipe.train.class_weights is not None:
+        raise UserError("masked pre-training has no classes: take train.class_weights out of the config")
     if recipe.mixup:
         raise UserError("masked pre-training takes no mixup: take that section out of the config")
     if recipe.teacher is None:
