@@ -18,6 +18,7 @@ from vim.data import Share, create_loader
 from vim.engine.config import load_recipe
 from vim.errors import UserError
 from vim.options import ImageRecipe
+from vim.tasks.classification.candidates import load_candidate
 from vim.tasks.classification.evaluate import evaluate_several
 from vim.tasks.classification.multilabel import Scores, average_precision, best_threshold
 from vim.tasks.classification.predict import Predictor
@@ -263,6 +264,16 @@ def test_predictions(trained, tmp_path):
         wrong += len({name for name, _ in found} ^ set(names))
     assert wrong <= 2  # of 16
     assert len(predictor(predictor.read(tmp_path / "a.png"), top_k=3)) == 3
+
+
+def test_a_checkpoint_that_lacks_a_threshold(trained, tmp_path):
+    state = load(trained[0] / "last.pth")
+    state["meta"]["thresholds"].pop()
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="the model has 4 classes, and there are 3 thresholds"):
+        Predictor.from_checkpoint(tmp_path / "a.pth")
+    with pytest.raises(UserError, match="a.pth has 4 classes and 3 thresholds: it is damaged"):
+        load_candidate(tmp_path / "a.pth")
 
 
 def test_the_tools(trained, root, call, tmp_path):

@@ -38,6 +38,8 @@ class Predictor:
     ) -> None:
         if len(classes) != model.num_classes:
             raise UserError(f"the model has {model.num_classes} classes, and there are names for {len(classes)}")
+        if thresholds is not None and len(thresholds) != model.num_classes:
+            raise UserError(f"the model has {model.num_classes} classes, and there are {len(thresholds)} thresholds")
         self.model, self.classes, self.thresholds = model.eval(), classes, thresholds
         self.num_frames, self.mode = num_frames(model), image_mode(model)
         self.transform: Callable[[Any], Tensor] = (video_eval_transform if self.num_frames else eval_transform)(
