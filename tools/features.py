@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 from vim.data import find_images, find_videos
-from vim.errors import UserError, run
+from vim.errors import Parser, UserError, run
 from vim.tasks.features import Extractor, Writer, load_backbone
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="best.pth or last.pth of a run; with --model, published weights")
     parser.add_argument("inputs", type=Path, nargs="+", help="image or video files, or folders of them")
     parser.add_argument("--model", help="the timm name of the model that published weights are for, such as vim_small")
