@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from vim.engine.config import add_run_arguments, recipe_of, work_dir_of
+from vim.engine.files import results_in
 from vim.engine.launch import holding
 from vim.engine.plots import plot_curves
 from vim.engine.weights import choose_save, load_weights, read_run
@@ -36,13 +37,11 @@ def parse() -> argparse.Namespace:
 
 def train(arguments: argparse.Namespace) -> None:
     recipe = recipe_of(arguments, SeriesRecipe)
-    work_dir = work_dir_of(arguments)
-    with holding(work_dir):
-        train_in(work_dir, arguments, recipe)
+    with holding(work_dir_of(arguments)):
+        train_in(work_dir_of(arguments), arguments, recipe)
 
 
 def train_in(work_dir: Path, arguments: argparse.Namespace, recipe: SeriesRecipe) -> None:
-    """Train, compare with simple forecasts, and print where the results are and what to run next."""
     loop = build_run(recipe, work_dir, choose_save(arguments.resume, work_dir))
     finished, task = loop.fit(), loop.task
     assert isinstance(task, Forecasting)
@@ -55,8 +54,7 @@ def train_in(work_dir: Path, arguments: argparse.Namespace, recipe: SeriesRecipe
     plot_curves(work_dir / "curves.png", loop.rows)
     comparison = compare(task.model.eval(), recipe.model["model_name"], task.series, task.windows, recipe.data)
     names = write_comparison(comparison, task.series, task.scaler, work_dir)
-    names = ["best.pth", "last.pth", "log.csv", "train.log", "curves.png", *names]
-    print(f"in {work_dir}: {', '.join(name for name in names if (work_dir / name).exists())}")
+    print(results_in(work_dir, "best.pth", "last.pth", "log.csv", "train.log", "curves.png", *names))
     print("next:")
     table = ["--file", "TABLE"] if recipe.data.known else []  # one that ends with the rows known beforehand
     for words in (["evaluate", str(best)], ["predict", str(best), str(work_dir / "next.csv"), *table]):

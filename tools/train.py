@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vim.data import Digits, num_frames
 from vim.engine.config import add_run_arguments, recipe_of, work_dir_of
+from vim.engine.files import results_in
 from vim.engine.launch import holding
 from vim.engine.loop import Loop
 from vim.engine.weights import choose_save
@@ -54,7 +55,7 @@ def print_classifier(arguments: argparse.Namespace, task: Classification, loop: 
         write_samples(loop.work_dir / "samples")
         inputs = str(loop.work_dir / "samples")
     names = ("best.pth", "last.pth", "log.csv", "train.log", "curves.png", "confusion.png")
-    print(f"in {loop.work_dir}: {', '.join(name for name in names if (loop.work_dir / name).exists())}")
+    print(results_in(loop.work_dir, *names))
     print("next:")
     for command in next_commands(arguments, loop.work_dir, loop.num_epochs, inputs):
         print(f"  {command}")

@@ -104,8 +104,8 @@ def test_a_config_that_does_not_fit(options, message):
         ({"model__model_name": "vim_tiny"}, "model.model_name must be one of 'tsm2', got 'vim_tiny'"),
         ({"model__horizon": 3}, "model.horizon follows from the config's data section: leave it out"),
         ({"model__static_dim": 3}, "model.static_dim follows from the config's data section: leave it out"),
-        ({"model__d_state": 0}, "the config's model does not fit: d_state must be at least 1"),
-        ({"schedule__sched": "step", "schedule__decay_rate": "a"}, "the config's schedule does not fit"),
+        ({"model__d_state": 0}, "model.d_state must be None or a whole number >= 1"),
+        ({"schedule__sched": "step", "schedule__decay_rate": "a"}, "schedule.decay_rate must be a number > 0"),
         ({"data__known": ["x"]}, "data.known: columns of it, each once, expected, got x"),
         ({"data__known": ["c0", "c1"]}, "data.known names every column of it"),
         ({"data__static": "nothing.csv"}, "no such file: nothing.csv"),
@@ -283,7 +283,7 @@ def test_a_run_goes_on_exactly(tmp_path):
         ({"data__known": ["c1"]}, "was trained with another data.known: it was .., and is now .'c1',.; resume with"),
         ({"data__static": "static.csv"}, "was trained with another data.file or data.static, or other rows"),
         ({"model__patch_stride": 9}, "was trained with another model.patch_stride: it was .*, and is now 9"),
-        ({"optimizer__opt": "sgd"}, "was trained with another optimizer: resume with the same"),
+        ({"optimizer__opt": "sgd"}, "was trained with another optimizer.opt: it was adamw, and is now sgd"),
     ],
 )
 def test_a_run_does_not_go_on_with_something_else(options, message, tmp_path, monkeypatch):

@@ -33,6 +33,11 @@ def make_folder(path: Path) -> None:
         raise UserError(f"cannot write to the folder {path}: name another, or change its permissions")
 
 
+def results_in(folder: Path, *names: str) -> str:
+    """A line that names those of the files that are in the folder."""
+    return f"in {folder}: {', '.join(name for name in names if (folder / name).exists())}"
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make a folder and hold it, until the context or the process ends: at a kill the kernel lets it go.
