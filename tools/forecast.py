@@ -36,9 +36,9 @@ def parse() -> argparse.Namespace:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    recipe = recipe_of(arguments, SeriesRecipe)
-    with holding(work_dir_of(arguments)):
-        train_in(work_dir_of(arguments), arguments, recipe)
+    recipe, work_dir = recipe_of(arguments, SeriesRecipe), work_dir_of(arguments)
+    with holding(work_dir):
+        train_in(work_dir, arguments, recipe)
 
 
 def train_in(work_dir: Path, arguments: argparse.Namespace, recipe: SeriesRecipe) -> None:
@@ -49,8 +49,7 @@ def train_in(work_dir: Path, arguments: argparse.Namespace, recipe: SeriesRecipe
         return
     if not finished:
         loop.stop.leave(work_dir)
-    best = work_dir / "best.pth"
-    load_weights(task.model, read_run(best)["model"], best)
+    load_weights(task.model, read_run(best := work_dir / "best.pth")["model"], best)
     plot_curves(work_dir / "curves.png", loop.rows)
     comparison = compare(task.model.eval(), recipe.model["model_name"], task.series, task.windows, recipe.data)
     names = write_comparison(comparison, task.series, task.scaler, work_dir)
