@@ -3,9 +3,12 @@
 Models call the same ops as `torch.ops.vim.NAME`, which TorchScript compiles too; importing this package registers them.
 """
 
-from .backends import available_backends
-from .conv1d.op import causal_conv1d
-from .norm.op import rms_norm
-from .scan.op import selective_scan
+if __name__ == "kernels":  # another project's package, which transformers looks for and finds this folder in a clone
+    del __file__  # a module without a file and a version is none to transformers
+else:
+    from .backends import available_backends
+    from .conv1d.op import causal_conv1d
+    from .norm.op import rms_norm
+    from .scan.op import selective_scan
 
-__all__ = ["available_backends", "causal_conv1d", "rms_norm", "selective_scan"]
+    __all__ = ["available_backends", "causal_conv1d", "rms_norm", "selective_scan"]

@@ -240,9 +240,9 @@ def assert_told(result, message):
 
 def test_mistakes(call, weights, tmp_path, monkeypatch):
     out = tmp_path / "a.pt2"
-    assert_told(call("vim_nothing", out), r"cannot build vim_nothing: Unknown model \(vim_nothing\)")
+    assert_told(call("vim_nothing", out), r"no such model: vim_nothing \(the closest: vim_tiny")
     assert_told(call("resnet10t", out), "resnet10t is timm's")
-    assert_told(call(f"local-dir:{tmp_path}", out), "cannot build local-dir:")
+    assert_told(call(f"local-dir:{tmp_path}", out), "no such file: .*config.json")
     assert_told(call("test_vim", tmp_path / "a.bin"), r"must end in .pt2 or .onnx, got .*a.bin: rename it")
     assert_told(call("test_vim", tmp_path, "--format", "torch"), "is a folder: name a file in it")
     assert_told(call("test_vim", weights[0] / "a.pt2"), "cannot make the folder")
@@ -250,6 +250,8 @@ def test_mistakes(call, weights, tmp_path, monkeypatch):
     assert_told(call("vim_nano", out, "--checkpoint", weights[0]), "a.pth")
     assert_told(call("test_vim", out, "--img-size", 3), "test_vim does not take images of 3 pixels: img_size must be")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    message = r"ONNX needs onnxruntime, which is not installed: pip install 'vim-zoo\[export\]'"
+    message = r"ONNX needs onnxruntime, which is not installed: pip install -e '.\[export\]'"
     assert_told(call("test_vim", tmp_path / "a.onnx"), message)
+    assert_told(call("vim_nothing", tmp_path / "a.onnx"), "no such model")  # what was typed comes first
+    assert_told(call("vim_nano", tmp_path / "a.onnx", "--checkpoint", weights[0]), "a.pth is of another model")
     assert list(tmp_path.iterdir()) == []

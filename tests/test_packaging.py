@@ -1,6 +1,7 @@
 """What a wheel holds, and what `pip install vim-zoo` and its extras bring."""
 
 import configparser
+import importlib
 import re
 import subprocess
 import sys
@@ -88,8 +89,14 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(package, e
     (tmp_path / "file").touch()
     uninstall(package, monkeypatch)
     name = PIP_NAMES.get(package, package)
-    with pytest.raises(UserError, match=rf"needs {name}, which is not installed: pip install 'vim-zoo\[{extra}\]'$"):
+    with pytest.raises(UserError, match=rf"needs {name}, which is not installed: pip install -e '\.\[{extra}\]'$"):
         use(tmp_path / "file")
+
+
+def test_the_folder_of_the_kernels_is_not_the_package_of_their_name():
+    """In a clone, transformers finds the folder by the name of another project; without a file it is none to it."""
+    assert getattr(importlib.import_module("kernels"), "__file__", None) is None
+    assert importlib.import_module("vim.kernels").__file__
 
 
 def test_a_package_of_no_extra():

@@ -1,4 +1,4 @@
-"""Convert a checkpoint to safetensors and a config.json that timm loads by the name local-dir:FOLDER."""
+"""Convert a checkpoint to safetensors and a config.json, a folder that timm and transformers load."""
 
 import argparse
 from pathlib import Path

@@ -27,10 +27,10 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     format = arguments.format or choose_format(arguments.out)
+    model = build(arguments.model, checkpoint=arguments.checkpoint, img_size=arguments.img_size)
     if format == "onnx":
         check_installed(*EXTRAS["export"], purpose="ONNX")
     make_folder(arguments.out.parent)
-    model = build(arguments.model, checkpoint=arguments.checkpoint, img_size=arguments.img_size)
     if not arguments.checkpoint and ":" not in arguments.model:
         print(f"{arguments.model} has random weights: name trained ones with --checkpoint")
     differences = export(model, arguments.out, format=format, decompositions=DECOMPOSITIONS)
