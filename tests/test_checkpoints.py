@@ -3,6 +3,7 @@ import codecs
 import contextlib
 import functools
 import io
+import json
 import operator
 import os
 import pickle
@@ -19,6 +20,7 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import vim.checkpoints
 from vim.engine.weights import load_published, save_for_timm
@@ -87,7 +89,10 @@ def prefixed(prefix, weights=WEIGHTS):
     return {f"{prefix}{key}": value for key, value in weights.items()}
 
 
-PREFIXES = ("module.", "backbone.", "encoder.", "_orig_mod.", "module.backbone.", "_orig_mod.module.")
+PREFIXES = (
+    *("module.", "backbone.", "encoder.", "_orig_mod.", "module.backbone.", "_orig_mod.module."),
+    *("model.", "net.", "timm_model.", "model._orig_mod.", "module.model."),
+)
 LAYOUTS = {
     **{prefix: prefixed(prefix) for prefix in PREFIXES},
     "published": published(WEIGHTS, AVERAGE),
@@ -95,6 +100,13 @@ LAYOUTS = {
     "state_dict": {"state_dict": WEIGHTS, "meta": {"epoch": 3}},
     "module": {"module": WEIGHTS},
     "nested": {"model": {"state_dict": WEIGHTS}},
+    "Lightning": {"state_dict": prefixed("model."), "epoch": 9, "hyper_parameters": {"lr": 0.1}, "callbacks": {}},
+    "Lightning, compiled": {"state_dict": prefixed("model._orig_mod."), "pytorch-lightning_version": "2.5"},
+    "AveragedModel": prefixed("module.") | {"n_averaged": torch.tensor(7)},
+    "AveragedModel, wrapped": {"model_ema": prefixed("module.") | {"n_averaged": torch.tensor(7)}, "model": WEIGHTS},
+    "DeepSpeed": {"module": prefixed("module."), "ds_config": {"a": 1}, "buffer_names": []},
+    **{key: {key: WEIGHTS, "epoch": 3} for key in ("model_state_dict", "net", "weights", "model_state", "network")},
+    "only an average": {"ema_state_dict": WEIGHTS, "epoch": 3},
     "unused": WEIGHTS | {"rope.freqs_cos": torch.ones(4)},
     "unused, of another prefix": prefixed("module.encoder.") | {"module.rope.freqs_cos": torch.ones(4)},
     "parameters": {key: torch.nn.Parameter(value) for key, value in WEIGHTS.items()},
@@ -110,7 +122,7 @@ def test_layouts(layout, tmp_path):
     assert_weights(build(save(tmp_path / "weights.pth", LAYOUTS[layout])), WEIGHTS)
 
 
-@pytest.mark.parametrize("layout", ["bare", "encoder.", "unused", "float16", "bfloat16"])
+@pytest.mark.parametrize("layout", ["bare", "encoder.", "timm_model.", "model.", "unused", "float16", "bfloat16"])
 def test_safetensors(layout, tmp_path):
     safetensors.torch.save_file(LAYOUTS[layout], tmp_path / "weights.safetensors")
     assert_weights(build(tmp_path / "weights.safetensors"), WEIGHTS)
@@ -499,7 +511,16 @@ WRONG = {  # the content of a file, and the error
     "numbers": (but(PROJ, 1.0), f"holds no state dict: {PROJ} is a float, not a tensor"),
     "nothing": (but(PROJ, None), f"holds no state dict: {PROJ} is a NoneType, not a tensor"),
     "numbered": (dict(enumerate(WEIGHTS.values())), "holds no state dict: expected names of tensors, got a int"),
-    "another wrapper": ({"net": WEIGHTS}, "holds no state dict: net is a dict, not a tensor"),
+    "another wrapper": (
+        {"generator": WEIGHTS, "a\x1b[31m": 3},
+        re.escape(r"holds no state dict: generator is a dict, not a tensor; its entries are generator, a\x1b[31m"),
+    ),
+    "itself": ((lambda wrapper: wrapper.update(model=wrapper) or wrapper)({}), "holds no state dict: model is a dict"),
+    "two networks": (
+        prefixed("student.") | {"critic.weight": torch.ones(3)},
+        re.escape("cls_token is missing there and (1, 1, 16) in the model, and")
+        + ".*; its entries are student.cls_token",
+    ),
     "nan": (broken(PROJ, NAN), not_finite(PROJ, 1, 1024)),
     "nan in the norm": (broken(NORM, NAN), not_finite(NORM, 1, 16)),
     "infinite": (broken(TABLE, -INF), not_finite(TABLE, 1, 272)),
@@ -621,6 +642,29 @@ def test_convert(convert, tmp_path):
         assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["test_vim", "test_videomamba", "test_vim2"])
+def test_what_convert_writes_transformers_reads(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    shape = (3, 4, 64, 64) if name == "test_videomamba" else (3, 64, 64)
+    model = timm.create_model(name, num_classes=3, **({"num_frames": 4} if len(shape) == 4 else {})).eval()
+    save_for_timm(model, tmp_path, ["cat", "dog", "owl"], {"crop_pct": 0.5})
+    read, images = transformers.AutoModelForImageClassification.from_pretrained(tmp_path), torch.randn(2, *shape)
+    assert torch.equal(read(images).logits, model(images))
+    assert read.config.id2label == {0: "cat", 1: "dog", 2: "owl"}
+    prepared = transformers.AutoImageProcessor.from_pretrained(tmp_path)(
+        Image.new("RGB", (90, 70)), return_tensors="pt"
+    )
+    assert prepared["pixel_values"].shape == (1, 3, 64, 64)
+
+
+def test_what_convert_writes_has_its_classes_once(tmp_path):
+    """transformers passes those of the config and `model_args` to timm together."""
+    save_for_timm(timm.create_model("test_vim", num_classes=3), tmp_path, None, {})
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_classes"] == 3
+    assert "num_classes" not in config["model_args"]
+
+
 def test_convert_refuses(convert, folder):
     save("a.pth", {"model": WEIGHTS})
     save("b.pth", {"model": EVAL})
@@ -629,7 +673,7 @@ def test_convert_refuses(convert, folder):
         "a.pth out --model test_vim": r"a.pth is of another model: cls_token is \(1, 1, 16\) there and \(1, 1, 64\)",
         "a.pth out --model test_vim --ema": "a.pth holds no running average",
         "a.pth out --model resnet18": "resnet18 is timm's",
-        "a.pth out --model vim_large": "cannot build vim_large",
+        "a.pth out --model vim_large": "no such model: vim_large \\(the closest: vim_base, vim2_base",
         "a.pth out --ema": "--ema goes with --model",
         "a.pth out": "a.pth is not a checkpoint of tools/train.py",
         "b.pth out --model test_vim": "b.pth as a checkpoint: it calls '__builtin__.eval'",

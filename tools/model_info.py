@@ -4,12 +4,10 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-import timm
-
-import vim  # noqa: F401  registers the models
 from vim.engine.files import write_csv
 from vim.errors import Parser, UserError, require, run
 from vim.measure import Cost, cost_of
+from vim.registry import own_models
 
 NOTES = """\
 Of one forward pass of {images}. 1 G is 10^9; a MAC is a multiply-add.
@@ -34,11 +32,6 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def our_models() -> list[str]:
-    """List the models of this package."""
-    return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("vim.models.")]
-
-
 def show(costs: list[Cost]) -> None:
     require("rich", "model_info.py")
     from rich.box import ASCII2
@@ -57,7 +50,7 @@ def show(costs: list[Cost]) -> None:
 
 def main() -> None:
     arguments = parse()
-    costs = [cost_of(name, arguments.img_size, arguments.batch_size) for name in arguments.models or our_models()]
+    costs = [cost_of(name, arguments.img_size, arguments.batch_size) for name in arguments.models or own_models()]
     show(costs)
     print(NOTES.format(images="one image" if arguments.batch_size == 1 else f"{arguments.batch_size} images"))
     if arguments.csv:

@@ -19,11 +19,14 @@ from timm.layers import to_2tuple
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from vim.errors import UserError, describe
+from vim.errors import UserError, describe, no_such
 
-WRAPPERS = ("model", "module", "state_dict")
-EMA_WRAPPERS = ("model_ema", "state_dict_ema")
-PREFIXES = ("module.", "backbone.", "encoder.", "_orig_mod.")
+# where trainers keep the state dict: timm, torchvision, Lightning, DeepSpeed, the PyTorch tutorials and others
+WRAPPERS = ("model", "module", "state_dict", "model_state_dict", "model_state", "net", "network", "weights", "params")
+EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "ema", "params_ema")
+PREFIXES = ("module.", "backbone.", "encoder.", "_orig_mod.", "model.", "net.", "network.", "timm_model.")
+COUNTER = "n_averaged"  # beside the weights in the state of torch.optim.swa_utils.AveragedModel
+MOST_WRAPPERS = 8  # in one another; a dict can hold itself
 HEAD = ("head.weight", "head.bias")
 # of the calls that torch's own reader allows in a file, those that need no more memory than the file
 HARMLESS = re.compile(
@@ -100,7 +103,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: the file is missing, damaged, or holds anything else.
     """
     if not path.is_file():
-        raise UserError(f"no such checkpoint: {path}")
+        raise no_such("checkpoint", path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -173,20 +176,32 @@ def rename(
         UserError: `use_ema`, and the checkpoint holds no running average; or an entry is no dense floating-point
             tensor.
     """
-    for key in EMA_WRAPPERS if use_ema else WRAPPERS:
-        wrapped = checkpoint.get(key)
-        if isinstance(wrapped, dict):
-            checkpoint, use_ema = wrapped, False
-    if use_ema:
-        raise UserError(f"{source} holds no running average of the weights: expected {' or '.join(EMA_WRAPPERS)}")
-    for key in checkpoint:
-        if not isinstance(key, str):  # not printed either: a tuple can be endless
-            raise UserError(f"{source} holds no state dict: expected names of tensors, got a {type(key).__name__}")
-    weights, names = checkpoint, None
+    weights, names = _unwrap(checkpoint, source, use_ema=use_ema), None
     while names != weights.keys():  # a family's prefix can hide a wrapper's, and the reverse
         names = weights.keys()
         weights = model.rename_weights(_strip_prefixes(weights))
     return _check_tensors(weights, source)
+
+
+def _unwrap(checkpoint: dict[str, object], source: str | Path, *, use_ema: bool) -> dict[str, object]:
+    """Return the state dict that a trainer has saved beside its own state: a running average only if asked for.
+
+    A file without raw weights has nothing but its running average to load.
+    """
+    averages = [key for key in EMA_WRAPPERS if isinstance(checkpoint.get(key), dict)]
+    if use_ema and not averages:
+        raise UserError(f"{source} holds no running average of the weights: expected {' or '.join(EMA_WRAPPERS)}")
+    wrappers = EMA_WRAPPERS if use_ema else (*WRAPPERS, *EMA_WRAPPERS)
+    for _ in range(MOST_WRAPPERS):
+        wrapped = [value for key in wrappers if isinstance(value := checkpoint.get(key), dict)]
+        if not wrapped:
+            break
+        checkpoint, wrappers = wrapped[0], (*WRAPPERS, *EMA_WRAPPERS)
+    for key in checkpoint:
+        if not isinstance(key, str):  # not printed either: a tuple can be endless
+            raise UserError(f"{source} holds no state dict: expected names of tensors, got a {type(key).__name__}")
+    weights = {key: value for key, value in checkpoint.items() if key != COUNTER}
+    return weights if all(key.startswith("module.") for key in weights) else checkpoint
 
 
 def _strip_prefixes(weights: dict[str, object]) -> dict[str, object]:
@@ -199,26 +214,40 @@ def _strip_prefixes(weights: dict[str, object]) -> dict[str, object]:
     return weights
 
 
-def _check_tensors(weights: Mapping[str, object], source: str | Path) -> dict[str, Tensor]:
+def _check_tensors(
+    weights: Mapping[str, object], source: str | Path, state: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the weights if all are dense, and floating-point or of the type that they have in a model's `state`."""
     if not isinstance(weights, Mapping):
         raise UserError(f"{source} holds no state dict: expected a dict of tensors, got {type(weights).__name__}")
-    tensors = {}
+    tensors, integers = {}, {key: tensor.dtype for key, tensor in (state or {}).items()}  # of a batch norm
     for key, value in weights.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"{source} holds no state dict: {key} is a {type(value).__name__}, not a tensor")
-        dense = value.layout == torch.strided and not value.is_meta and value.is_floating_point()
+            raise UserError(
+                f"{source} holds no state dict: {key} is a {type(value).__name__}, not a tensor; {_names(weights)}"
+            )
+        sound = value.is_floating_point() or value.dtype == integers.get(key)
+        dense = sound and value.layout == torch.strided and not value.is_meta
         if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise UserError(
                 f"{source} has {key} as {value.dtype}, {value.layout}, on {value.device}: "
                 f"expected all numbers of a floating-point tensor of shape {tuple(value.shape)}"
             )
-        if key == HEAD[0] and (value.dim() != 2 or not value.numel()):  # its rows become a model's classes
+        if (
+            state is None and key == HEAD[0] and (value.dim() != 2 or not value.numel())
+        ):  # its rows become a model's classes
             shape = tuple(value.shape)
             raise UserError(
                 f"{source} is of another model: {key} is {shape} there and (classes, features) in the model"
             )
         tensors[key] = value
     return tensors
+
+
+def _names(weights: Mapping[str, object]) -> str:
+    """What a file has in place of a model's names, for an error."""
+    first = ", ".join(list(weights)[:8])
+    return f"its entries are {first}{', ...' if len(weights) > 8 else ''}" if weights else "it is empty"
 
 
 def _adapt_channels(weights: dict[str, Tensor], model: Loadable) -> None:
@@ -262,7 +291,8 @@ def check_fit(weights: Mapping[str, object], model: Loadable | nn.Module, source
     Raises:
         UserError: names the source, the first tensor that does not fit, and its shape there and in the model.
     """
-    tensors, state = _check_tensors(weights, source), model.state_dict()
+    state = model.state_dict()
+    tensors = _check_tensors(weights, source, state)
     wanted = {key: tuple(tensor.shape) for key, tensor in state.items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     wrong = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
@@ -270,6 +300,8 @@ def check_fit(weights: Mapping[str, object], model: Loadable | nn.Module, source
         first = wrong[0]
         more = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
         hint = ": num_classes must be the file's, or 0" if first in HEAD else ""
+        if not wanted.keys() & found.keys():
+            hint = f"; {_names(weights)}"
         raise UserError(
             f"{source} is of another model: {first} is {found.get(first, 'missing')} there "
             f"and {wanted.get(first, 'missing')} in the model{more}{hint}"

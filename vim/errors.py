@@ -51,6 +51,13 @@ def closest(name: str, names: Iterable[str]) -> str:
     return f"(the closest: {', '.join(get_close_matches(name, list(names))) or 'none'})"
 
 
+def no_such(what: str, path: Path) -> UserError:
+    """The error for a file that does not exist; it has the closest names in the folder."""
+    names = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() and not path.exists() else []
+    hint = f" {closest(path.name, names)}" if get_close_matches(path.name, names) else ""
+    return UserError(f"no such {what}: {path}{hint}")
+
+
 def describe(error: Exception) -> str:
     """The message of a library's exception, or the exception's name where it has no message."""
     return f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
@@ -60,7 +67,7 @@ def missing(package: str, purpose: str) -> UserError:
     """The error for an optional package that is not installed; see :func:`require`."""
     name = PIP_NAMES.get(package, package)
     extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
-    command = f"pip install 'vim-zoo[{extra}]'" if extra else f"pip install {name}"
+    command = f"pip install -e '.[{extra}]'" if extra else f"pip install {name}"
     return UserError(f"{purpose} needs {name}, which is not installed: {command}")
 
 

@@ -190,6 +190,13 @@ def test_a_save_that_lacks_a_fact_of_later_versions(run, tmp_path):
     run_of(tiny_recipe(), tmp_path, tmp_path / "older.pth")
 
 
+@pytest.mark.parametrize("opt", ["lamb", "adafactor", "sgd", "lion"])
+def test_the_state_of_every_optimizer_is_found_again(opt, tmp_path):
+    recipe = tiny_recipe(schedule__num_epochs=1, optimizer__opt=opt)
+    run_of(recipe, tmp_path).fit()
+    assert run_of(recipe, tmp_path, tmp_path / "last.pth").at.epoch == 1
+
+
 def test_a_checkpoint_of_other_classes(run, tmp_path):
     state = load(run[0] / "last.pth")
     state["training"]["identity"]["list of classes"] = list("abcdefghij")
@@ -227,7 +234,7 @@ def test_a_file_that_is_no_checkpoint_of_a_run(state, message, tmp_path):
     ("options", "message"),
     [
         ({"model__num_classes": 7}, "the data has 10 classes and the model 7: --cfg-options model.num_classes=10"),
-        ({"model__model_name": "vim_nothing"}, r"model does not fit: Unknown model \(vim_nothing\)"),
+        ({"model__model_name": "vim_nothing"}, r"no such model: vim_nothing \(the closest: vim_tiny"),
         ({"model__direction": 1}, r"model does not fit: .* argument 'direction' \(the closest: directions"),
         ({"model__in_chans": 2}, "1 or 3 channels, and the model 2"),
         ({"optimizer__opt": "nothing"}, r"optimizer does not fit: no such opt: nothing \(the closest: "),
@@ -235,6 +242,11 @@ def test_a_file_that_is_no_checkpoint_of_a_run(state, message, tmp_path):
         ({"optimizer__beta": 1}, r"optimizer does not fit: adamw has no option beta \(the closest: betas"),
         ({"schedule__sched": "nothing"}, "schedule.sched must be 'cosine', .* got 'nothing'"),
         ({"optimizer__opt": "adahessian"}, "optimizer does not fit: opt must not be 'adahessian', which needs second"),
+        (
+            {"optimizer__opt": "lookahead_adamw"},
+            "opt must not be 'lookahead_adamw', whose slow weights PyTorch does not",
+        ),
+        ({"model__scriptable": True}, "a checkpoint cannot hold the option scriptable of a Vim"),
         (
             {"schedule__sched": "step", "schedule__decay_epochs": 0},
             "schedule.decay_epochs must be None or a number > 0",

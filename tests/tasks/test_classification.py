@@ -1,13 +1,16 @@
 """Training of classifiers: what a run writes, and models of timm's own."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import timm
+import torch
 from PIL import Image
 
 from tests.tiny import FewDigits, few_digits, run_of, tiny_recipe
 from vim.data.datasets import BUILT_IN
+from vim.engine.weights import load_trained, save_for_timm
 from vim.errors import UserError
 from vim.tasks.classification.train import plot_run
 
@@ -37,8 +40,23 @@ def test_models_of_timm_train(name, size, tmp_path):
     assert loop.fit()
     assert (loop.task.model.get_classifier().weight != before).any()
     assert loop.task.evaluation.images == 64
-    saved = timm.create_model(**model)
-    saved.load_state_dict(loop._state()["model"])
+    saved, state = load_trained(tmp_path / "best.pth")
+    assert torch.equal(saved.get_classifier().weight, loop.task.model.get_classifier().weight)
+    assert state["meta"]["classes"] == list("0123456789")
+    assert run_of(replace(recipe, model=model), tmp_path, tmp_path / "last.pth").at.epoch == 1
+
+
+def test_a_model_of_a_folder_is_kept_by_its_registered_name(tmp_path):
+    """Its options and what prepares its images come from the folder, which need not be there later."""
+    model = timm.create_model("test_vim", num_classes=10, in_chans=1, img_size=16, patch_size=4, embed_dim=16, depth=2)
+    save_for_timm(model, tmp_path / "folder", None, {"crop_pct": 1.0, "mean": (0.25,), "std": (0.5,)})
+    section = {"model_name": f"local-dir:{tmp_path / 'folder'}", "pretrained": True}
+    run_of(replace(tiny_recipe(schedule__num_epochs=1), model=section), tmp_path / "run").fit()
+    shutil.rmtree(tmp_path / "folder")
+    _, state = load_trained(tmp_path / "run/best.pth")
+    assert state["meta"]["model"]["model_name"] == "test_vim"
+    assert (state["meta"]["model"]["depth"], state["meta"]["model"]["num_classes"]) == (2, 10)
+    assert state["meta"]["eval_transform"]["mean"] == [0.25]
 
 
 class Broken(FewDigits):

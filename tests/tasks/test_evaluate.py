@@ -319,7 +319,7 @@ def test_which_weights(runs, tmp_path):
         load_candidate(tmp_path / "a.pth", weights="raw")
     state["meta"]["classes"].pop()
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="a.pth is of 10 classes and names 9"):
+    with pytest.raises(UserError, match="a.pth is of 10 classes, and its classes are of others"):
         load_candidate(tmp_path / "a.pth")
 
 

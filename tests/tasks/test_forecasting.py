@@ -470,7 +470,7 @@ def test_a_checkpoint_of_something_else(tmp_path):
     torch.save({"model": {}, "meta": meta}, tmp_path / "c.pth")
     with pytest.raises(UserError, match="names a model that cannot be built: model.model_name must be one of 'tsm2'"):
         load_forecaster(tmp_path / "c.pth")
-    for key, value in {"mean": torch.ones(2), "std": 1.0, "columns": ["a", "b"]}.items():
+    for key, value in {"mean": torch.ones(2), "std": torch.ones(()), "columns": ["a", "b"]}.items():
         torch.save({"model": {}, "meta": {**meta, key: value}}, tmp_path / "d.pth")
         with pytest.raises(UserError, match="d.pth is broken: it has . columns, and means and deviations"):
             load_forecaster(tmp_path / "d.pth")

@@ -77,7 +77,7 @@ def test_published_weights_without_their_model(published):
 def test_published_weights_that_do_not_fit(published, checkpoint, tmp_path):
     with pytest.raises(UserError, match=re.escape(f"no such checkpoint: {tmp_path / 'a.pth'}")):
         Predictor.from_pretrained("test_vim", tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"cannot build vim_nothing: Unknown model \(vim_nothing\)"):
+    with pytest.raises(UserError, match=r"no such model: vim_nothing \(the closest: vim_tiny"):
         Predictor.from_pretrained("vim_nothing", published)
     with pytest.raises(UserError, match="resnet18 is timm's: expected a model of this package"):
         Predictor.from_pretrained("resnet18", published)

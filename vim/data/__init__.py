@@ -13,6 +13,7 @@ from vim.data.transforms import (
     num_frames,
     train_transform,
 )
+from vim.data.trial import make_transform
 from vim.data.video import Videos, find_videos, read_video, video_eval_transform, video_train_transform
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "image_mode",
     "input_options",
     "input_shape",
+    "make_transform",
     "num_frames",
     "part",
     "read_image",

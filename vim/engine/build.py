@@ -3,32 +3,26 @@
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from typing import Any, cast
 
 import timm
 import torch
-from PIL import Image
-from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers, param_groups_weight_decay
+from timm.optim import (
+    Lookahead,
+    create_optimizer_v2,
+    get_optimizer_class,
+    list_optimizers,
+    param_groups_weight_decay,
+)
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
-import vim  # noqa: F401  registers the models
-from vim.data import (
-    Share,
-    create_loader,
-    eval_transform,
-    image_mode,
-    input_shape,
-    num_frames,
-    train_transform,
-    video_eval_transform,
-    video_train_transform,
-)
+from vim.data import Share, create_loader, make_transform, num_frames
 from vim.data.balance import all_labels, sampling_weights
 from vim.data.loading import Items
 from vim.data.streams import Stream
@@ -36,15 +30,8 @@ from vim.engine.config import reading
 from vim.engine.students import Student
 from vim.errors import UserError, closest
 from vim.options import ImageData, OptimizerOptions
+from vim.registry import create
 from vim.typing import VisionModel
-
-# the makers of transforms: for images, and for clips
-TRANSFORMS: dict[tuple[str, bool], Callable[..., Callable[[Any], Tensor]]] = {
-    ("train_transform", False): train_transform,
-    ("train_transform", True): video_train_transform,
-    ("eval_transform", False): eval_transform,
-    ("eval_transform", True): video_eval_transform,
-}
 
 
 def build_model(options: Mapping[str, object]) -> VisionModel:
@@ -55,7 +42,7 @@ def build_model(options: Mapping[str, object]) -> VisionModel:
     """
     with reading("model"):
         try:
-            return cast(VisionModel, timm.create_model(**options))  # type: ignore[arg-type]
+            return cast(VisionModel, create(**options))  # type: ignore[arg-type]
         except TypeError as error:
             raise ValueError(f"{error}{_closest_option(str(options.get('model_name')), str(error))}") from error
 
@@ -81,11 +68,7 @@ def build_loader(
     _check_frames(getattr(dataset, "num_frames", None), frames, dynamic=getattr(model, "dynamic_img_size", False))
     section = "train_transform" if is_training else "eval_transform"
     with reading(f"data.{section}"):
-        transform = TRANSFORMS[section, frames is not None](model, getattr(data, section))
-        image: Any = Image.new(image_mode(model), (40, 30))
-        made, wanted = transform([image] * frames if frames else image).shape, input_shape(model)
-        if tuple(made) != wanted:
-            raise ValueError(f"it makes images of {tuple(made)}, and the model takes {wanted}")
+        transform = make_transform(section, model, getattr(data, section))
     balanced = is_training and data.sampling == "balanced"
     weights = sampling_weights(all_labels(dataset, "data.sampling='balanced'")) if balanced else None
     return create_loader(
@@ -126,6 +109,8 @@ def build_optimizer(student: nn.Module, *, published_decay: bool = False, **opti
         decay = {"layer_decay": options.pop("layer_decay"), "weight_decay": options.get("weight_decay", 0.0)}
         options["param_group_fn"] = partial(published_layer_decay, **decay)
     optimizer = create_optimizer_v2(student, **options)
+    if isinstance(optimizer, Lookahead):
+        raise ValueError(f"opt must not be {options['opt']!r}, whose slow weights PyTorch does not save")
     if getattr(optimizer, "is_second_order", False):
         raise ValueError(f"opt must not be {options['opt']!r}, which needs second derivatives")
     return optimizer

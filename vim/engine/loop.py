@@ -19,6 +19,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_optimizer_state_dict,
     get_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
@@ -33,16 +34,18 @@ from vim.engine.config import reading, write_recipe
 from vim.engine.files import link_whole, make_folder, write_csv
 from vim.engine.guards import StopRequest, advice, first_bad_layer
 from vim.engine.log import Bar, logging_to, on_terminal, progress_bar, write_environment
+from vim.engine.resuming import check_names, check_optimizer, check_rows, refuse_changes
+from vim.engine.schema import Meta, check
 from vim.engine.students import Student, own_weights
 from vim.engine.trackers import Trackers
 from vim.engine.weights import Save, State, save_last
 from vim.errors import UserError
 from vim.options import Recipe
+from vim.registry import WEIGHTS_FROM, architecture
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # gathers a model that is spread over processes
 # options of a model that may change when a run is resumed
 RATES = ("drop_rate", "drop_path_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate")
-WEIGHTS_FROM = ("pretrained", "pretrained_cfg_overlay")  # options of a model that say where its first weights are
 
 Figures = Mapping[str, float]
 Facts = Mapping[str, object]
@@ -137,6 +140,8 @@ class Loop(Generic[Batch]):
         self.stop = StopRequest(alone=accelerator.num_processes == 1)
 
         # the model, and what changes it
+        self.architecture = architecture(recipe.model, task.model)
+        check(self._meta(), Meta, "meta", work_dir / "last.pth")  # rather now than when it is read
         with reading("optimizer"):
             optimizer = build_optimizer(task.student, **recipe.optimizer)
         self.ema = ModelEmaV3(task.model, decay=self.options.ema_decay) if self.options.ema_decay else None
@@ -362,7 +367,7 @@ class Loop(Generic[Batch]):
         raw = own_weights(trained) if isinstance(self.task.student, Student) else trained
         return {
             "model": raw if self.ema is None else self.ema.module.state_dict(),  # to be used
-            "meta": {"model": self._model_options(), **self.task.meta()},
+            "meta": self._meta(),
             "training": {
                 "model": trained,
                 "student": isinstance(self.task.student, Student),
@@ -376,42 +381,38 @@ class Loop(Generic[Batch]):
             },
         }
 
-    def _model_options(self) -> dict[str, object]:
-        return {name: value for name, value in self.recipe.model.items() if name not in WEIGHTS_FROM}
+    def _meta(self) -> dict[str, object]:
+        return {"model": self.architecture, **self.task.meta()}
 
     def _identity(self) -> dict[str, object]:
-        options = self._model_options().items()
-        model = {f"model.{name}": value for name, value in options if name not in RATES}
+        options = {name: value for name, value in self.recipe.model.items() if name not in (*WEIGHTS_FROM, *RATES)}
+        model = {f"model.{name}": value for name, value in options.items()}
         return {**model, "optimizer.opt": self.recipe.optimizer.get("opt", "sgd"), **self.task.identity()}
 
     def _resume(self, save: Save) -> None:
         path, state = save
         training = state.get("training")
-        if not isinstance(training, dict):
+        if training is None:
             raise UserError(f"{path} holds weights only, not a run to resume")
-        if "identity" not in training:
-            raise UserError(f"{path} was saved by another version of this package: resume with that one, or train anew")
         # the same function on the same data, trained by the same optimizer
-        _refuse_changes(training["identity"], self._identity(), f"{path} was trained with another {{}}")
+        refuse_changes(training["identity"], self._identity(), f"{path} was trained with another {{}}")
         check_fit(training["model"], self.accelerator.unwrap_model(self.student), path)
-        if [set(group) for group in training["optimizer"]["param_groups"]] != [
-            set(group) for group in self.optimizer.state_dict()["param_groups"]
-        ]:
-            raise UserError(
-                f"{path} was trained with another optimizer: resume with the same optimizer.opt and weight_decay"
-            )
         if training["position"]["update"]:
-            _refuse_changes(
+            refuse_changes(
                 training["order"],
                 self.task.order(),
                 f"{path} was saved within an epoch, whose order follows from {{}}",
             )
+        check_rows(training["rows"], training["position"], path, score=self.task.score, updates=self.updates)
+        check_names(training["notes"], self.task.notes, "the notes", path)
+        own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        fresh = get_optimizer_state_dict(self.student, self.optimizer.optimizer, options=WHOLE)
+        check_optimizer(training["optimizer"], fresh, path)
 
         # weights and the optimizer's state; its options are those of this recipe, such as the rate to start from
         if self.ema is not None:
             check_fit(state["model"], self.ema.module, path)
             self.ema.module.load_state_dict(state["model"])
-        own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         set_model_state_dict(self.student, training["model"], options=WHOLE)
         if training["optimizer"]["state"]:  # plain SGD has none, which torch refuses
             optimizer = self.optimizer.optimizer
@@ -419,6 +420,7 @@ class Loop(Generic[Batch]):
         for group, options in zip(self.optimizer.param_groups, own, strict=True):
             group.update(options)
         if self.accelerator.scaler:
+            check_names(training["scaler"], self.accelerator.scaler.state_dict(), "train.amp=fp16", path)
             self.accelerator.scaler.load_state_dict(training["scaler"])
         self.rows, self.at = training["rows"], Position(**training["position"])
         self.task.notes.update(training["notes"])
@@ -428,21 +430,3 @@ def _running_statistics(student: nn.Module) -> list[Tensor]:
     """Return the buffers of batch norms, which a forward pass in training changes."""
     norms = [module for module in student.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     return [buffer for norm in norms for buffer in norm.buffers()]
-
-
-def _refuse_changes(before: Facts, now: Facts, message: str) -> None:
-    for name in {**before, **now}:
-        known = name in before or name.startswith("model.")  # a save of an earlier version lacks some others
-        if known and _plain(before.get(name)) != _plain(now.get(name)):
-            values = f"it was {_short(before.get(name))}, and is now {_short(now.get(name))}"
-            raise UserError(f"{message.format(name)}: {values}; resume with the same")
-
-
-def _plain(value: object) -> object:
-    """Return the value; a list, which --cfg-options makes, as a tuple."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."

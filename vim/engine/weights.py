@@ -1,5 +1,6 @@
 """Checkpoints: saving, finding, reading and converting them."""
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +12,18 @@ import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-import vim  # noqa: F401  registers the models
 from vim.checkpoints import adapt, check_fit, read_checkpoint, rename
+from vim.data import make_transform
 from vim.engine.files import link_whole, make_folder, naming, written_whole
+from vim.engine.rebuild import building, rebuild
+from vim.engine.schema import Run, check
 from vim.errors import UserError, describe
-from vim.options import Section
+from vim.fields import Section, read
+from vim.options import TransformOptions
+from vim.registry import check_name, check_options, class_of, create, is_own
 from vim.typing import OwnModel, VisionModel
 
-State = dict[str, Any]  # of a checkpoint: "model", "meta" and, of a run, "training"
+State = dict[str, Any]  # see vim.engine.schema.Run
 
 _logger = logging.getLogger(__name__)
 
@@ -96,7 +101,7 @@ def read_run(path: Path) -> State:
     """Read what :class:`vim.engine.loop.Loop` saved; nothing in the file is executed.
 
     Raises:
-        UserError: the file is missing, damaged, or not such a checkpoint.
+        UserError: the file is missing, damaged, or not such a checkpoint; or it holds what no checkpoint may hold.
     """
     state = read_checkpoint(path)
     if not {"model", "meta"} <= state.keys() or not isinstance(state["meta"], dict):
@@ -104,6 +109,7 @@ def read_run(path: Path) -> State:
             f"{path} is not a checkpoint of tools/train.py: it lacks 'model' or 'meta' "
             "(published weights: tools/predict.py with --model NAME)"
         )
+    check(state, Run, "", path)
     return state
 
 
@@ -153,7 +159,9 @@ def create_own(name: str, **options: Any) -> OwnModel:
         UserError: no such model, or a model of timm's own.
     """
     try:
-        model = timm.create_model(name, **options)
+        model = create(name, **options)
+    except UserError:
+        raise
     except Exception as error:  # timm and the models raise many kinds
         raise UserError(f"cannot build {name}: {describe(error)}") from error
     if not type(model).__module__.startswith("vim."):
@@ -162,7 +170,7 @@ def create_own(name: str, **options: Any) -> OwnModel:
 
 
 def save_for_timm(model: nn.Module, folder: Path, classes: list[str] | None, transform: Section) -> None:
-    """Write model.safetensors and config.json, which `timm.create_model("local-dir:FOLDER", pretrained=True)` reads.
+    """Write model.safetensors and config.json: timm loads local-dir:FOLDER, and transformers loads FOLDER.
 
     Args:
         classes: names in the order of the model's outputs.
@@ -175,20 +183,37 @@ def save_for_timm(model: nn.Module, folder: Path, classes: list[str] | None, tra
     with naming(folder), TemporaryDirectory(dir=folder) as scratch:  # each file whole, or not there
         config = {"label_names": classes} if classes else None
         save_for_hf(model, scratch, model_config=config, data_config=transform or None, safe_serialization=True)
+        _leave_out_classes(Path(scratch, "config.json"))
         for path in Path(scratch).iterdir():
             path.replace(folder / path.name)
+
+
+def _leave_out_classes(path: Path) -> None:
+    """Take `num_classes` out of a config's `model_args`: transformers passes the config's own one to timm too."""
+    config = json.loads(path.read_text())
+    config["model_args"].pop("num_classes", None)
+    path.write_text(json.dumps(config, indent=2))
 
 
 def load_trained(path: Path) -> tuple[VisionModel, State]:
     """Return the model of a checkpoint, in evaluation mode, and the checkpoint.
 
     Raises:
-        UserError: the checkpoint cannot be read, or names a model that does not exist or fit.
+        UserError: the checkpoint cannot be read, or names a model that does not exist or fit, or a transform that the
+            model's images cannot have.
     """
     state = read_trained(path)
-    try:
-        model = timm.create_model(**state["meta"]["model"])
-    except Exception as error:  # a model raises many kinds
-        raise UserError(f"{path} names a model that cannot be built: {describe(error)}") from error
-    load_weights(model, state["model"], path)
-    return cast(VisionModel, model.eval()), state
+    options = dict(state["meta"]["model"])
+    name = str(options.pop("model_name", ""))
+    with building(path):
+        check_name(name)
+        check_options(class_of(name), options, own=is_own(name))
+    model = cast(VisionModel, rebuild(lambda: timm.create_model(name, **options), state["model"], path))
+    for key in ("classes", "thresholds"):
+        values = state["meta"].get(key)
+        if values is not None and len(values) != model.num_classes:
+            raise UserError(f"{path} is of {model.num_classes} classes, and its {key} are of others: it is damaged")
+    read(TransformOptions, "meta.eval_transform", state["meta"]["eval_transform"], str(path))
+    with building(path, "a transform"):
+        make_transform("eval_transform", model, state["meta"]["eval_transform"])
+    return model.eval(), state

@@ -9,7 +9,6 @@ has :data:`FORMULAS`. They also work with PyTorch's counter alone::
 Only forward passes are counted: there is no accepted count for the scan's backward pass.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import cast
@@ -21,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vim  # noqa: F401  registers the ops and the models
 from vim.errors import UserError, describe
+from vim.registry import check_name
 from vim.typing import VisionModel
 
 Shape = Sequence[int]
@@ -127,9 +127,7 @@ def cost_of(name: str, img_size: int | None = None, batch_size: int = 1) -> Cost
     Raises:
         UserError: there is no such model, or it cannot run at this size.
     """
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models())
-        raise UserError(f"no such model: {name} (the closest: {', '.join(close) or 'none'})")
+    check_name(name)
     try:
         cfg = timm.get_pretrained_cfg(name)
         assert cfg is not None

@@ -41,6 +41,6 @@ def test_lorenz_is_a_solution():
 )
 def test_a_package_that_is_not_installed(name, package, pip_name, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    message = rf"the series {name} needs {pip_name}, which is not installed: pip install 'vim-zoo\[series\]'"
+    message = rf"the series {name} needs {pip_name}, which is not installed: pip install -e '\.\[series\]'"
     with pytest.raises(UserError, match=message):
         load_series(name)

@@ -47,10 +47,6 @@ def load_candidate(path: Path, *, name: str | None = None, weights: str | None =
         return Candidate(model, None, weights or "raw")
     model, state = load_trained(path)
     classes, training, thresholds = state["meta"]["classes"], state.get("training", {}), state["meta"].get("thresholds")
-    if model.num_classes != len(classes):
-        raise UserError(f"{path} is of {model.num_classes} classes and names {len(classes)}: it is damaged")
-    if thresholds is not None and len(thresholds) != len(classes):
-        raise UserError(f"{path} has {len(classes)} classes and {len(thresholds)} thresholds: it is damaged")
     if not training:
         if weights is not None:
             raise UserError(f"{path} holds one set of weights and does not say which: leave out --{weights}")

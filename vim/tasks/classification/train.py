@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
-import timm
 import torch
 from accelerate import Accelerator
 from timm.data import Mixup
@@ -20,6 +19,7 @@ from vim.engine.students import Distilled, distance
 from vim.engine.weights import Save
 from vim.errors import UserError
 from vim.options import ImageRecipe
+from vim.registry import create
 from vim.tasks.classification.evaluate import AnyEvaluation, Evaluation, evaluate, evaluate_several
 from vim.tasks.classification.losses import build_loss, soft
 from vim.tasks.classification.multilabel import MultiLabelEvaluation
@@ -58,7 +58,7 @@ class Classification:
         self.student: nn.Module = self.model
         if recipe.teacher is not None:
             with reading("teacher"):
-                teacher = cast(VisionModel, timm.create_model(**recipe.teacher).eval().requires_grad_(False))
+                teacher = cast(VisionModel, create(**recipe.teacher).eval().requires_grad_(False))
                 self.student = Distilled(self.model, teacher)
             self.teacher = teacher.to(accelerator.device)
         self.images = Images(recipe, splits, self.model, work_dir, accelerator)
@@ -104,9 +104,10 @@ class Classification:
         return figures["map" if self.several else "top1"]
 
     def meta(self) -> dict[str, object]:
-        """Return the classes, the options of the evaluation transform, and the thresholds of several labels."""
+        """Return the classes, all options of the evaluation transform, and the thresholds of several labels."""
+        transform = {**input_options(self.model), **self.recipe.data.eval_transform}
         several = {"task": "multilabel", "thresholds": self.thresholds} if self.several else {}
-        return {"classes": self.classes, "eval_transform": dict(self.recipe.data.eval_transform), **several}
+        return {"classes": self.classes, "eval_transform": transform, **several}
 
     def identity(self) -> Mapping[str, object]:
         """Return the classes and labels, the teacher and how images are prepared, which resuming must not change."""

@@ -21,10 +21,13 @@ from vim.data.series import (
     select,
 )
 from vim.engine.config import reading
-from vim.engine.weights import State, load_weights, read_run
-from vim.errors import UserError, describe
+from vim.engine.rebuild import building, rebuild
+from vim.engine.weights import State, read_run
+from vim.errors import UserError
+from vim.fields import read
 from vim.models import TSM2
-from vim.options import SeriesData, read
+from vim.options import SeriesData
+from vim.registry import check_options
 
 MODELS = {"tsm2": TSM2}
 
@@ -133,12 +136,20 @@ def read_forecaster(path: Path) -> State:
     """
     state = read_run(path)
     meta = state["meta"]
-    needed = {"model", "data", "columns", "mean", "std"}
-    if not needed <= meta.keys() or not isinstance(meta["data"], dict):
+    if not {"data", "columns", "mean", "std"} <= meta.keys():
         raise UserError(f"{path} is not a checkpoint of tools/forecast.py: it does not say what columns it is of")
-    shapes = [tuple(getattr(meta[key], "shape", ())) for key in ("mean", "std")]
-    if shapes != 2 * [(len(meta["columns"]),)]:
-        raise UserError(f"{path} is broken: it has {len(meta['columns'])} columns, and means and deviations {shapes}")
+    columns = meta["columns"]
+    known = read(SeriesData, "data", meta["data"], str(path)).known
+    variates = [name for name in columns if name not in known]
+    if len(set(columns)) < len(columns) or not variates or columns != [*variates, *known]:
+        raise UserError(f"{path} is broken: its columns must be variates and data.known, each once, got {columns}")
+    static, scaling = meta.get("static"), (meta["mean"], meta["std"])
+    shapes = [tuple(value.shape) for value in scaling]
+    if shapes != 2 * [(len(columns),)] or (static is not None and (static.dim() != 2 or len(static) != len(variates))):
+        raise UserError(f"{path} is broken: it has {len(columns)} columns, and means and deviations {shapes}")
+    for value in (*scaling, *([] if static is None else [static])):
+        if not value.is_floating_point() or not value.isfinite().all() or not (meta["std"] > 0).all():
+            raise UserError(f"{path} is broken: means and covariates must be finite, and deviations above 0")
     return state
 
 
@@ -150,13 +161,12 @@ def load_forecaster(path: Path) -> Forecaster:
     """
     state = read_forecaster(path)
     meta = state["meta"]
-    try:
-        data = read(SeriesData, "data", meta["data"], str(path))
-        model = build_model(meta["model"], data, len(meta["columns"]) - len(data.known), meta.get("static"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} names a model that cannot be built: {describe(error)}") from error
-    load_weights(model, state["model"], path)
+    data = read(SeriesData, "data", meta["data"], str(path))
+    options, columns, static = meta["model"], meta["columns"], meta.get("static")
+    with building(path):
+        check_options(TSM2, {name: value for name, value in options.items() if name != "model_name"}, own=True)
+    variates = len(columns) - len(data.known)
+    model = rebuild(lambda: build_model(options, data, variates, static), state["model"], path)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    scaler = Scaler(meta["mean"], meta["std"])
-    name, columns = cast(str, meta["model"]["model_name"]), meta["columns"]
-    return Forecaster(model.eval(), name, data, columns, scaler, meta.get("static"), meta.get("seconds"))
+    name, scaler = cast(str, options["model_name"]), Scaler(meta["mean"], meta["std"])
+    return Forecaster(model.eval(), name, data, columns, scaler, static, meta.get("seconds"))

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -18,6 +17,7 @@ from vim.engine.weights import Save
 from vim.errors import UserError
 from vim.models import VideoMamba
 from vim.options import ImageRecipe
+from vim.registry import create
 from vim.tasks.images import Images, teacher_facts
 from vim.tasks.pretraining.masked import Masked, MaskingTeacher
 
@@ -37,7 +37,7 @@ class Pretraining:
         splits = build_datasets(recipe.data, image_mode(model))
         self.model = _checked(recipe, model)
         with reading("teacher"):
-            teacher = MaskingTeacher(timm.create_model(**(recipe.teacher or {})), **(recipe.masking or {}))
+            teacher = MaskingTeacher(create(**(recipe.teacher or {})), **(recipe.masking or {}))
             own, theirs = (m.patch_embed.grid_size for m in (self.model, teacher.model))
             if own != theirs or self.model.patch_embed.tubelet_size != 1:
                 raise ValueError(f"the teacher's patches must be the model's, {own} in each frame: got {theirs}")
