@@ -1,7 +1,6 @@
 """What every op checks of its tensors, and how an op without a backward kernel is differentiated."""
 
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -52,8 +51,3 @@ def differentiate(
     _, vjp, *_ = torch.func.vjp(run_given, *(tensor for tensor in inputs if tensor is not None))
     grads = iter(vjp(grads_out))
     return [None if tensor is None else next(grads) for tensor in inputs]
-
-
-def refuse_to_differentiate_again(ctx: object, *grads: object) -> NoReturn:
-    """Raise RuntimeError: the backward formula of an op that is itself a backward pass."""
-    raise RuntimeError("vim's kernels can be differentiated once")

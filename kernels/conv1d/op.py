@@ -5,14 +5,15 @@ directions; :func:`causal_conv1d` also takes them without.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import autograd
 from ..backends import DTYPES, choose_backend, implementation
-from ..checks import check, check_dim, refuse_to_differentiate_again
+from ..checks import check, check_dim
 from ..directions import MOST_DIRECTIONS, as_rows, empty_rows
+from . import reference
 
 _SCHEMA = "Tensor x, Tensor weight, Tensor? bias=None, *, bool[] reverse, bool silu=True, str backend='auto'"
 _LIB = torch.library.Library("vim", "FRAGMENT")
@@ -130,22 +131,33 @@ def _backward_fake(
     return empty_rows(x, *x.shape), weight.new_empty(weight.shape), weight.new_empty(0 if bias is None else bias.shape)
 
 
-def _setup_context(
-    ctx: Any, inputs: Sequence[Tensor | None], keyword_only_inputs: Mapping[str, object], output: Tensor
-) -> None:
-    ctx.save_for_backward(*inputs)
-    ctx.options = keyword_only_inputs
+def _saving(*tensors: Tensor | None, save: bool, **options: object) -> tuple[Tensor, ...]:
+    return (torch.ops.vim.causal_conv1d(*tensors, **options),)
 
 
-def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias = ctx.saved_tensors
-    dx, dweight, dbias = torch.ops.vim.causal_conv1d_backward(grad_y, x, weight, bias, **ctx.options)
-    return dx, dweight, None if bias is None else dbias
+def _differentiate(
+    grads: Sequence[Tensor], kept: Sequence[Tensor], tensors: Sequence[Tensor | None], options: Mapping[str, object]
+) -> tuple[Tensor, ...]:
+    return torch.ops.vim.causal_conv1d_backward(*grads, *tensors, **options)
+
+
+def _reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    reverse: Sequence[bool],
+    silu: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    _check(x, weight, bias, reverse)
+    choose_backend(backend, x)
+    return reference.causal_conv1d(x, weight, bias, silu, reverse)
 
 
 _LIB.impl("causal_conv1d", _forward, "CompositeExplicitAutograd")
 _LIB.impl("causal_conv1d_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("vim::causal_conv1d", _forward_fake, lib=_LIB)
 torch.library.register_fake("vim::causal_conv1d_backward", _backward_fake, lib=_LIB)
-torch.library.register_autograd("vim::causal_conv1d", _differentiate, setup_context=_setup_context, lib=_LIB)
-torch.library.register_autograd("vim::causal_conv1d_backward", refuse_to_differentiate_again, lib=_LIB)
+autograd.register(_LIB, "causal_conv1d", autograd.Op(_saving, _differentiate, _reference, outputs=1))
+autograd.register_backward(_LIB, "causal_conv1d_backward")

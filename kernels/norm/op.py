@@ -4,14 +4,15 @@ PyTorch composes it of six passes over memory; the compiled backends take one.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import autograd
 from ..backends import DTYPES, choose_backend, implementation
-from ..checks import check, refuse_to_differentiate_again
+from ..checks import check
+from . import reference
 
 WIDEST = 8192  # channels of a row that fit in the registers of a GPU's program
 
@@ -82,20 +83,24 @@ def _backward_fake(grad_y: Tensor, x: Tensor, weight: Tensor, **options: object)
     return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(weight)
 
 
-def _setup_context(
-    ctx: Any, inputs: Sequence[Tensor], keyword_only_inputs: Mapping[str, object], output: Tensor
-) -> None:
-    ctx.save_for_backward(*inputs)
-    ctx.options = keyword_only_inputs
+def _saving(x: Tensor, weight: Tensor, *, save: bool, **options: object) -> tuple[Tensor, ...]:
+    return (torch.ops.vim.rms_norm(x, weight, **options),)
 
 
-def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ops.vim.rms_norm_backward(grad_y, *ctx.saved_tensors, **ctx.options)
+def _differentiate(
+    grads: Sequence[Tensor], kept: Sequence[Tensor], tensors: Sequence[Tensor], options: Mapping[str, object]
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.vim.rms_norm_backward(*grads, *tensors, **options)
+
+
+def _reference(x: Tensor, weight: Tensor, *, eps: float = 1e-5, backend: str = "auto") -> Tensor:
+    _choose(x, weight, backend)
+    return reference.rms_norm(x, weight, eps)
 
 
 _LIB.impl("rms_norm", _forward, "CompositeExplicitAutograd")
 _LIB.impl("rms_norm_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("vim::rms_norm", _forward_fake, lib=_LIB)
 torch.library.register_fake("vim::rms_norm_backward", _backward_fake, lib=_LIB)
-torch.library.register_autograd("vim::rms_norm", _differentiate, setup_context=_setup_context, lib=_LIB)
-torch.library.register_autograd("vim::rms_norm_backward", refuse_to_differentiate_again, lib=_LIB)
+autograd.register(_LIB, "rms_norm", autograd.Op(_saving, _differentiate, _reference, outputs=1))
+autograd.register_backward(_LIB, "rms_norm_backward")

@@ -8,14 +8,16 @@ without.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .. import autograd
 from ..backends import DTYPES, choose_backend, implementation
-from ..checks import check, check_dim, refuse_to_differentiate_again
+from ..checks import check, check_dim
 from ..directions import MOST_DIRECTIONS, as_rows, empty_rows
+from . import reference
 from .reference import Inputs, Options, shape_of_y
 
 Combine = Literal["none", "sum", "mean"]
@@ -33,7 +35,8 @@ _LIB.define(
     f"selective_scan_forward({_SCHEMA}, bool save=False) -> (Tensor y, Tensor last_state, Tensor ungated, Tensor saved)"
 )
 _LIB.define(
-    f"selective_scan_backward(Tensor grad_y, Tensor? grad_state, Tensor ungated, Tensor saved, {_SCHEMA}) -> Tensor[]"
+    f"selective_scan_backward(Tensor grad_y, Tensor? grad_state, Tensor ungated, Tensor saved, {_SCHEMA}) "
+    f"-> ({', '.join(['Tensor'] * len(Inputs._fields))})"
 )
 
 
@@ -200,7 +203,7 @@ def _backward(
     saved: Tensor,
     *tensors: Tensor | None,
     **keywords: object,
-) -> list[Tensor]:
+) -> tuple[Tensor, ...]:
     inputs, options = named(tensors, keywords)
     grad_state = grad_state if options.return_last_state else None
     backend = choose_backend(options.backend, inputs.u)
@@ -209,10 +212,10 @@ def _backward(
         grads = run(grad_y, grad_state, ungated, saved, inputs, options)
     else:
         grads = run(grad_y, grad_state, inputs, options)
-    return [
+    return tuple(
         grad_y.new_empty(0) if tensor is None else _like_grad(grad, tensor)
         for grad, tensor in zip(grads, inputs, strict=True)
-    ]
+    )
 
 
 def _like_grad(grad: Tensor, tensor: Tensor) -> Tensor:
@@ -227,36 +230,16 @@ def _backward_fake(
     saved: Tensor,
     *tensors: Tensor | None,
     **keywords: object,
-) -> list[Tensor]:
+) -> tuple[Tensor, ...]:
     inputs, _ = named(tensors, keywords)
-    return [
+    return tuple(
         grad_y.new_empty(0)
         if tensor is None
         else empty_rows(tensor, *tensor.shape)
         if tensor.dim() >= 4
         else tensor.new_empty(tensor.shape)
         for tensor in inputs
-    ]
-
-
-class _SelectiveScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, keywords: dict[str, object], *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        y, state, ungated, saved = torch.ops.vim.selective_scan_forward(*inputs, **keywords, save=True)
-        ctx.save_for_backward(ungated, saved, *inputs)
-        ctx.keywords = keywords
-        ctx.set_materialize_grads(False)
-        return y, state
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None) -> tuple[Tensor | None, ...]:
-        ungated, saved, *tensors = ctx.saved_tensors
-        inputs, options = named(tensors, ctx.keywords)
-        if grad_y is None:
-            grad_y = inputs.u.new_zeros(shape_of_y(inputs, options))
-        grads = torch.ops.vim.selective_scan_backward(grad_y, grad_state, ungated, saved, *inputs, **ctx.keywords)
-        _, *needed = ctx.needs_input_grad
-        return None, *(grad if needs else None for grad, needs in zip(grads, needed, strict=True))
+    )
 
 
 def _infer(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
@@ -264,12 +247,19 @@ def _infer(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]
     return y, state
 
 
-def _differentiable(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        inputs, _ = named(tensors, keywords)
-        return _SelectiveScan.apply(keywords, *inputs)
-    y, state, _, _ = torch.ops.vim.selective_scan_forward(*tensors, **keywords)
-    return y, state
+def _differentiate(
+    grads: Sequence[Tensor], kept: Sequence[Tensor], tensors: Sequence[Tensor | None], options: Mapping[str, object]
+) -> tuple[Tensor, ...]:
+    inputs, _ = named(tensors, options)
+    return torch.ops.vim.selective_scan_backward(*grads, *kept, *inputs, **options)
+
+
+def _reference(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
+    inputs, options = named(tensors, keywords)
+    _check(inputs, options)
+    choose_backend(options.backend, inputs.u)
+    y, state = reference.selective_scan(inputs, options)
+    return y, state if options.return_last_state else state.new_empty(0)
 
 
 def _autocast(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
@@ -288,7 +278,6 @@ def _autocast(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tens
 
 
 _LIB.impl("selective_scan", _infer, "CompositeExplicitAutograd")
-_LIB.impl("selective_scan", _differentiable, "Autograd")
 _LIB.impl("selective_scan", _autocast, "AutocastCPU")
 _LIB.impl("selective_scan", _autocast, "AutocastCUDA")
 _LIB.impl("selective_scan_forward", _forward, "CompositeExplicitAutograd")
@@ -296,4 +285,10 @@ _LIB.impl("selective_scan_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("vim::selective_scan", _infer_fake, lib=_LIB)
 torch.library.register_fake("vim::selective_scan_forward", _forward_fake, lib=_LIB)
 torch.library.register_fake("vim::selective_scan_backward", _backward_fake, lib=_LIB)
-torch.library.register_autograd("vim::selective_scan_backward", refuse_to_differentiate_again, lib=_LIB)
+autograd.register(
+    _LIB,
+    "selective_scan",
+    autograd.Op(torch.ops.vim.selective_scan_forward.default, _differentiate, _reference, outputs=2),
+)
+autograd.register_vmap(_LIB, "selective_scan_forward")
+autograd.register_backward(_LIB, "selective_scan_backward")

@@ -352,21 +352,3 @@ def test_export_with_dynamic_batch_and_length():
 def test_torchscript():
     inputs = scan_inputs()
     torch.testing.assert_close(torch.jit.script(Scan())(*inputs), Scan()(*inputs))
-
-
-@pytest.mark.parametrize("name", ["selective_scan", "causal_conv1d", "rms_norm"])
-def test_a_second_derivative_is_refused(name, backend):
-    if name == "selective_scan":
-        x = scan_inputs()[0].requires_grad_()
-        y = torch.ops.vim.selective_scan(
-            x, *scan_inputs()[1:], reverse=[False, True], delta_softplus=True, backend=backend
-        )[0]
-    elif name == "causal_conv1d":
-        x = torch.randn(1, 1, 5, 4, requires_grad=True)
-        y = torch.ops.vim.causal_conv1d(x, torch.randn(1, 4, 3), reverse=[False], backend=backend)
-    else:
-        x = torch.randn(3, 4, requires_grad=True)
-        y = torch.ops.vim.rms_norm(x, torch.ones(4), backend=backend)
-    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated once"):
-        torch.autograd.grad(grad.square().sum(), x)
