@@ -15,7 +15,7 @@ from ..checks import check, check_dim
 from ..directions import MOST_DIRECTIONS, as_rows, empty_rows
 from . import reference
 
-_SCHEMA = "Tensor x, Tensor weight, Tensor? bias=None, *, bool[] reverse, bool silu=True, str backend='auto'"
+_SCHEMA = "Tensor x, Tensor weight, Tensor? bias=None, *, int[] reverse, bool silu=True, str backend='auto'"
 _LIB = torch.library.Library("vim", "FRAGMENT")
 _LIB.define(f"causal_conv1d({_SCHEMA}) -> Tensor")
 _LIB.define(f"causal_conv1d_backward(Tensor grad_y, {_SCHEMA}) -> (Tensor, Tensor, Tensor)")

@@ -24,9 +24,10 @@ Combine = Literal["none", "sum", "mean"]
 
 # The fields of Inputs, and those of Options by keyword only. PyTorch calls the functions below with the tensors by
 # position, but for the last ones that are None, and with the options that are not at their default by keyword.
+# `reverse` holds integers, since torch.jit.trace knows no lists of bool.
 _SCHEMA = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D=None, Tensor? z=None, Tensor? delta_bias=None, "
-    "Tensor? initial_state=None, *, bool[] reverse, bool delta_softplus=False, str combine='none', "
+    "Tensor? initial_state=None, *, int[] reverse, bool delta_softplus=False, str combine='none', "
     "bool return_last_state=False, str backend='auto'"
 )
 _LIB = torch.library.Library("vim", "FRAGMENT")

@@ -312,9 +312,7 @@ def test_meta():
 
 class Scan(torch.nn.Module):
     def forward(self, u, delta, A, B, C):
-        y, _ = torch.ops.vim.selective_scan(
-            u, delta, A, B, C, reverse=[False, True], delta_softplus=True, combine="mean"
-        )
+        y, _ = torch.ops.vim.selective_scan(u, delta, A, B, C, reverse=[0, 1], delta_softplus=True, combine="mean")
         return y
 
 

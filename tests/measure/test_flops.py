@@ -70,13 +70,13 @@ def seen(forward, formulas, mode):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_pytorch_alone_sees_nothing_of_our_ops(device):
+def test_pytorch_alone_sees_no_scan(device):
+    """Its hooks make the mixers call their convolutions, which it counts."""
     with torch.device(device):
         model, image = timm.create_model("test_vim").eval(), torch.empty(1, 3, 64, 64).fill_(0)
     counts = count(model, (3, 64, 64))
-    conv = 3 * 2 * 2 * 17 * 128 * 4  # layers, directions, 2 a multiply-add, tokens, channels, taps
     for mode in PASSES:
-        assert seen(lambda: model(image), {}, mode) == counts.flops - counts.scan_flops - conv
+        assert seen(lambda: model(image), {}, mode) == counts.flops - counts.scan_flops
         assert seen(lambda: model(image), FORMULAS, mode) == counts.flops
 
 

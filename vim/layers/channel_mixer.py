@@ -54,7 +54,7 @@ class SelectiveChannelMixer(nn.Module):
         super().__init__()
         check_choice("select_from", select_from, get_args(SelectFrom))
         self.width, self.d_state, self.select_from, self.depth = width, d_state, str(select_from), depth
-        self.pool, self.reverse = POOL, [False, True]
+        self.pool, self.reverse = POOL, [0, 1]
         dd: Factory = {"device": device, "dtype": dtype}
         self.in_proj = nn.Linear(dim, 2 * width, bias=False, **dd)
         self.conv_weight = nn.Parameter(torch.empty(2, D_CONV, **dd))

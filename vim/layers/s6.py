@@ -64,7 +64,7 @@ class S6(nn.Module):
         d_inner: channels of a route.
         d_state: n.
         dt_rank: r.
-        reverse: for each direction, whether it runs from the last token to the first.
+        reverse: for each direction 1 if it runs from the last token to the first, otherwise 0.
         routes: g.
     """
 
@@ -74,7 +74,7 @@ class S6(nn.Module):
         *,
         d_state: int,
         dt_rank: int,
-        reverse: list[bool],
+        reverse: list[int],
         routes: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -57,7 +57,7 @@ class SelectiveTokenMixer(nn.Module):
         self.in_proj = nn.Linear(dim, 2 * e, bias=False, **dd)
         self.conv2d = nn.Conv2d(e, e, 3, padding=1, groups=e, **dd)
         self.x_proj = nn.Linear(e if select_from == "conv" else dim, 4 * (r + 2 * d_state), bias=False, **dd)
-        self.s6 = S6(e, d_state=d_state, dt_rank=r, reverse=[False, True], routes=2, **dd)
+        self.s6 = S6(e, d_state=d_state, dt_rank=r, reverse=[0, 1], routes=2, **dd)
         self.out_norm = nn.LayerNorm(e, **dd)
         self.out_proj = nn.Linear(e, dim, bias=False, **dd)
         self.reset_parameters()
@@ -111,7 +111,7 @@ class SelectiveSequenceMixer(nn.Module):
         super().__init__()
         check_choice("select_from", select_from, get_args(SelectFrom))
         self.select_from, self.depth = str(select_from), depth
-        self.reverse = [False, True] if bidirectional else [False]
+        self.reverse = [0, 1] if bidirectional else [0]
         k, e, r = len(self.reverse), expand * dim, step_rank(dim)
         dd: Factory = {"device": device, "dtype": dtype}
         self.in_proj = nn.Linear(dim, 2 * e, bias=False, **dd)
