@@ -23,6 +23,7 @@ from .position import (
     split_class_tokens,
 )
 
+torch.fx.wrap("residual_dtype")  # for torch.fx.symbolic_trace, which wraps a name in the file that calls it
 EMBEDDING = ("cls_token", "cls_token_head", "cls_token_tail", "pos_embed", "temporal_pos_embedding")
 
 

@@ -19,6 +19,7 @@ from .norm import residual_dtype
 from .plain import stack_plain
 from .s6 import reset_projections, reset_states, reset_steps, step_rank
 
+torch.fx.wrap("residual_dtype")
 Directions = Literal["none", "v1", "v2"]
 Init = Literal["published", "corrected"]
 # what the next tokens of a sequence need: the convolution's last inputs, (b, taps - 1, e), and the state, (b, 1, e, n)

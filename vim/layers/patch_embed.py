@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from .factory import Factory
 
+torch.fx.wrap("as_frames")
+
 
 @register_notrace_function
 def as_frames(image: Tensor, frames: bool) -> Tensor:
