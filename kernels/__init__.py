@@ -1,7 +1,7 @@
 """The public ops. Each chooses its backend by its tensors, by `backend=`, or by the variable VIM_BACKEND.
 
-Models call the same ops as `torch.ops.vim.NAME`, which TorchScript compiles too; importing this package registers them. Forward-mode and second derivatives run the reference, whatever the
-backend: see autograd.py.
+Models call the same ops as `torch.ops.vim.NAME`, which TorchScript compiles too; importing this package registers them.
+Forward-mode and second derivatives run the reference, whatever the backend: see autograd.py.
 """
 
 if __name__ == "kernels":  # another project's package, which transformers looks for and finds this folder in a clone
