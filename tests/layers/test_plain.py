@@ -177,6 +177,18 @@ def test_a_changed_layer_of_a_mixer(name, how):
     torch.testing.assert_close(mixer(x), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("paths", [None, torch.stack([torch.arange(9), torch.tensor([2, 0, 1, 4, 3, 5, 6, 8, 7])])])
+def test_called_layers_respect_masks_and_paths(paths):
+    torch.manual_seed(0)
+    mixer, x = MambaMixer(24, d_state=4), torch.randn(2, 9, 24)
+    mask = torch.arange(9) < torch.tensor([[9], [6]])
+    want = mixer(x, paths, mask if paths is None else None)
+    for layer in (mixer.conv1d, mixer.conv1d_b, mixer.dt_proj, mixer.dt_proj_b):
+        layer.register_forward_hook(lambda *call: None)
+    got = mixer(x, paths, mask if paths is None else None)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_torchscript_calls_adapters():
     torch.manual_seed(0)
     mixer, x = MambaMixer(24, d_state=4), torch.randn(2, 9, 24)
