@@ -119,7 +119,7 @@ def test_missing_values(tmp_path):
         ({"model": "vim_nano"}, "model must be a dict"),
         (
             {"data.batchsize": 8},
-            r"data has no option batchsize .*\(the closest: batch_size.*, only dataset, root, video",
+            r"data has no option batchsize .*\(the closest: batch_size.*, only dataset, root, labels",
         ),
         (
             {"train.clip_gard": 1.0},

@@ -407,7 +407,8 @@ class Loop(Generic[Batch]):
         check_names(training["notes"], self.task.notes, "the notes", path)
         own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         fresh = get_optimizer_state_dict(self.student, self.optimizer.optimizer, options=WHOLE)
-        check_optimizer(training["optimizer"], fresh, path)
+        if self.accelerator.is_main_process:  # the gathered state is nowhere else
+            check_optimizer(training["optimizer"], fresh, path)
 
         # weights and the optimizer's state; its options are those of this recipe, such as the rate to start from
         if self.ema is not None:
