@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import timm
 import torch
+from timm.models import get_model_args
 from torch import nn
 
 import vim  # noqa: F401  registers the models
 from vim.errors import UserError, closest, no_such
-from vim.layers import get_model_args
 
 NOT_ARCHITECTURE = ("self", "device", "dtype")
 # options of timm's models that are sizes; of others, some models make tables whose size is their fourth power

@@ -4,7 +4,7 @@ from .backbone import MambaBackbone, MixerOptions
 from .block import MambaBlock
 from .channel_mixer import SelectiveChannelMixer
 from .checks import check_choice, check_counts, check_stages
-from .contract import FeatureGetter, TimmModel, get_model_args, update_model_args
+from .contract import FeatureGetter, TimmModel, update_model_args
 from .factory import Factory
 from .mamba import Directions, Init, MambaMixer, MixerState
 from .norm import ResidualNorm, RMSNorm, residual_dtype
@@ -69,7 +69,6 @@ __all__ = [
     "cross_merge",
     "cross_scan",
     "find_table",
-    "get_model_args",
     "insert_class_tokens",
     "padding_last",
     "paths_of_padded",

@@ -7,7 +7,7 @@ tests/layers/test_contract.py fails under that name.
 import torch
 from timm.layers import get_device_dtype, trunc_normal_
 from timm.models._features import FeatureGetterNet, feature_take_indices
-from timm.models._input import get_model_args, update_model_args, update_model_input_size
+from timm.models._input import update_model_args, update_model_input_size
 from torch import Tensor, nn
 
 from vim.checkpoints import TagFacts, load_pretrained
@@ -19,7 +19,6 @@ __all__ = [
     "FeatureGetter",
     "TimmModel",
     "feature_take_indices",
-    "get_model_args",
     "update_model_args",
     "update_model_input_size",
 ]
