@@ -133,6 +133,7 @@ TRAINING = [
     ("training.optimizer", None, "training.optimizer must be a dict"),
     ("training.optimizer.param_groups", [1], r"training.optimizer.param_groups\[0\] must be a dict"),
     ("training.optimizer.param_groups", [], "was trained with another optimizer"),
+    ("training.optimizer.param_groups", [{"params": None}], "was trained with another optimizer"),
     ("training.optimizer.state", {}, "the optimizer's state has the entries none, and the run cls_token"),
 ]
 

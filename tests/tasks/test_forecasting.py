@@ -1,6 +1,7 @@
 import csv
 import functools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -470,10 +471,23 @@ def test_a_checkpoint_of_something_else(tmp_path):
     torch.save({"model": {}, "meta": meta}, tmp_path / "c.pth")
     with pytest.raises(UserError, match="names a model that cannot be built: model.model_name must be one of 'tsm2'"):
         load_forecaster(tmp_path / "c.pth")
+    wrong = {"std": torch.zeros(1), "mean": torch.ones(1, dtype=torch.complex64), "static": torch.ones(1, 0)}
+    for key, value in wrong.items():
+        torch.save({"model": {}, "meta": {**meta, key: value}}, tmp_path / "e.pth")
+        with pytest.raises(UserError, match="e.pth is broken: "):
+            read_forecaster(tmp_path / "e.pth")
     for key, value in {"mean": torch.ones(2), "std": torch.ones(()), "columns": ["a", "b"]}.items():
         torch.save({"model": {}, "meta": {**meta, key: value}}, tmp_path / "d.pth")
         with pytest.raises(UserError, match="d.pth is broken: it has . columns, and means and deviations"):
             load_forecaster(tmp_path / "d.pth")
+
+
+def test_a_checkpoint_opens_no_other_file_than_a_table(tmp_path):
+    run_of(small_recipe(), tmp_path).fit()
+    forecaster = load_forecaster(tmp_path / "last.pth")
+    other = forecaster._replace(data=replace(forecaster.data, dataset="csv", file="/etc/passwd"))
+    with pytest.raises(UserError, match="the run's table is /etc/passwd, which is no .csv file: name it by --file"):
+        other.series()
 
 
 # The tool

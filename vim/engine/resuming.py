@@ -87,7 +87,7 @@ def check_optimizer(found: Mapping[str, Any], fresh: Mapping[str, Any], path: Pa
     Raises:
         UserError: they are of other optimizers, or a part of the state is missing, of another shape or not finite.
     """
-    groups = [[(set(group), list(group.get("params", ()))) for group in one["param_groups"]] for one in (found, fresh)]
+    groups = [[(set(group), group.get("params")) for group in one["param_groups"]] for one in (found, fresh)]
     if groups[0] != groups[1]:
         raise UserError(
             f"{path} was trained with another optimizer: resume with the same optimizer.opt and weight_decay"

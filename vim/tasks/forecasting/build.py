@@ -117,8 +117,11 @@ class Forecaster(NamedTuple):
         """Return the table that the model was trained on, or another file with its columns.
 
         Raises:
-            UserError: the table cannot be read, or lacks a column.
+            UserError: the table cannot be read, or lacks a column; or no file was named, and the run's is no .csv file.
         """
+        own = self.data.file or ""
+        if file is None and own and not own.lower().endswith(".csv"):  # a checkpoint could name any file
+            raise UserError(f"the run's table is {own}, which is no .csv file: name it by --file")
         dataset, path = ("csv", str(file)) if file else (self.data.dataset, self.data.file)
         series = select(load_series(dataset, path, self.columns), self.columns, len(self.data.known))
         if self.seconds not in (None, series.seconds):
@@ -148,8 +151,10 @@ def read_forecaster(path: Path) -> State:
     if shapes != 2 * [(len(columns),)] or (static is not None and (static.dim() != 2 or len(static) != len(variates))):
         raise UserError(f"{path} is broken: it has {len(columns)} columns, and means and deviations {shapes}")
     for value in (*scaling, *([] if static is None else [static])):
-        if not value.is_floating_point() or not value.isfinite().all() or not (meta["std"] > 0).all():
-            raise UserError(f"{path} is broken: means and covariates must be finite, and deviations above 0")
+        if not value.is_floating_point() or not value.isfinite().all() or not value.numel():
+            raise UserError(f"{path} is broken: means, deviations and covariates must be finite numbers")
+    if not (meta["std"] > 0).all():
+        raise UserError(f"{path} is broken: deviations must be above 0")
     return state
 
 
