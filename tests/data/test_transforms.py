@@ -87,3 +87,12 @@ def test_other_channels_than_images_have():
     with pytest.raises(UserError, match="images have 1 or 3 channels, and the model 4: --cfg-options model.in_chans=3"):
         image_mode(timm.create_model("resnet10t", in_chans=4))
     assert input_options(timm.create_model("resnet10t", in_chans=4))["mean"] == (sum(COLOURS) / 3,) * 4
+
+
+def test_every_magnitude_of_timms_augmentation():
+    from timm.data.auto_augment import rand_augment_ops
+
+    image = Image.new("RGB", (8, 8), (200, 100, 50))
+    for magnitude in range(11):
+        for op in rand_augment_ops(magnitude, prob=1.0, hparams={}):
+            op(image)

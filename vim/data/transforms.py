@@ -4,11 +4,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from timm.data import create_transform, resolve_model_data_config
+from timm.data.auto_augment import NAME_TO_OP, posterize
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from vim.errors import UserError
+
+
+def _posterize(image: Image, bits_to_keep: int, **_: object) -> Image:
+    """Posterize as Pillow did before version 13, which refuses the 0 bits that timm's policies can draw."""
+    return posterize(image, bits_to_keep) if bits_to_keep > 0 else new_image(image.mode, image.size)
+
+
+for _name in [name for name, op in NAME_TO_OP.items() if op is posterize]:
+    NAME_TO_OP[_name] = _posterize
 
 
 class InputOptions(TypedDict):
