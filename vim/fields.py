@@ -95,7 +95,7 @@ def _describe(kind: Any, bounds: str) -> str:
     parts = get_args(kind)
     if get_origin(kind) is Literal:
         *names, last = map(repr, parts)
-        return f"{', '.join(names)} or {last}"
+        return f"{', '.join(names)} or {last}" if names else last
     if get_origin(kind) is tuple:
         if parts[0] is str:
             return "a list of names"

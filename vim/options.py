@@ -190,7 +190,7 @@ class OptimizerOptions:
     takes_others: ClassVar[bool] = True
 
     opt: str = option("sgd", "timm's name of the optimizer, such as `adamw`")
-    lr: float | None = option(None, "largest learning rate (default: the optimizer's)", above=0)
+    lr: float | None = option(None, "largest learning rate (default: the optimizer's)", above=0, below=1e6)
     weight_decay: float = option(0.0, "weight decay", at_least=0)
     momentum: float = option(0.9, "momentum, where the optimizer has one", at_least=0, below=1)
     betas: tuple[float, ...] | None = option(None, "decay of the running moments", at_least=0, below=1)

@@ -98,6 +98,21 @@ def test_too_many_in_a_row_stop_the_run(tmp_path, monkeypatch):
     assert load(tmp_path / "last.pth")["training"]["position"]["epoch"] == 1
 
 
+def test_weights_that_are_not_finite_replace_no_save(tmp_path, monkeypatch):
+    update = Loop._update
+
+    def spoiled(self, batches, number):
+        result = update(self, batches, number)
+        if number == 6:
+            self.task.model.head.bias.data[0] = NAN
+        return result
+
+    monkeypatch.setattr(Loop, "_update", spoiled)
+    with pytest.raises(UserError, match="head.bias is not finite after update 8: .* the saves in .* are of before"):
+        run_of(tiny_recipe(), tmp_path).fit()
+    assert load(tmp_path / "last.pth")["training"]["position"]["epoch"] == 1
+
+
 def test_the_first_of_the_bad_layers():
     model = timm.create_model("test_vim", img_size=32, depth=3)
     with torch.no_grad():

@@ -359,6 +359,12 @@ class Loop(Generic[Batch]):
     def _save(self) -> None:
         state = self._state()
         if self.accelerator.is_main_process:
+            for name, weight in state["training"]["model"].items():
+                if not weight.isfinite().all():
+                    raise UserError(
+                        f"{name} is not finite after update {self.number}: lower optimizer.lr, or set train.clip_grad; "
+                        f"the saves in {self.work_dir} are of before"
+                    )
             save_last(state, self.work_dir, self.options.keep)
         self.accelerator.wait_for_everyone()
 
