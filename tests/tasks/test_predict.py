@@ -64,7 +64,7 @@ def test_names_of_imagenet(published, tmp_path):
 
 def test_draw(tmp_path):
     with Image.open(write_image(tmp_path / "a.png")) as image:
-        draw([image] * 3, [("tench, Tinca tinca", 0.7), ("goldfish", 0.2)], tmp_path / "out.png")
+        draw([image] * 3, [("tench, Tinca tinca", 0.7), ("$\\frac$", 0.2), ("\ud800$", 0.1)], tmp_path / "out.png")
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.size == (800, 300)
 

@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vim.engine.files import written_whole
+from vim.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCORES = {"top1": "top-1 accuracy", "map": "mean average precision"}
+
+
+def label(name: str) -> str:
+    """A class's name for a figure: matplotlib reads dollar signs as formulas, and draws no half characters."""
+    return printable(name).replace("$", r"\$")
 
 
 def save_figure(figure: "Figure", path: Path, dpi: int = 120) -> None:
@@ -49,8 +55,9 @@ def plot_confusion(path: Path, confusion: Tensor, classes: Sequence[str]) -> Non
     figure.colorbar(picture, label="fraction of the actual class")
     axes.set(xlabel="predicted", ylabel="actual")
     if len(classes) <= 20:
-        axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
-        axes.set_yticks(range(len(classes)), classes)
+        names = [label(name) for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=90 if max(map(len, classes)) > 2 else 0)
+        axes.set_yticks(range(len(classes)), names)
         for actual, predicted in confusion.nonzero().tolist():
             shade = "white" if fractions[actual, predicted] > 0.5 else "black"
             count = int(confusion[actual, predicted])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vim.data import eval_transform, image_mode, num_frames, read_image, video_eval_transform
 from vim.data.video import Video, Videos
-from vim.engine.plots import save_figure
+from vim.engine.plots import label, save_figure
 from vim.engine.weights import load_published, load_trained
 from vim.errors import UserError
 from vim.options import Section
@@ -104,7 +104,7 @@ def draw(frames: Sequence[Image.Image], predictions: Sequence[tuple[str, float]]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     left.imshow(sheet)
     left.set_axis_off()
-    names = [name.split(",")[0] for name, _ in predictions]
+    names = [label(name.split(",")[0]) for name, _ in predictions]
     right.barh(range(len(names)), [100 * probability for _, probability in predictions])
     right.set_yticks(range(len(names)), names)
     right.invert_yaxis()
