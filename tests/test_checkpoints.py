@@ -683,3 +683,15 @@ def test_convert_refuses(convert, folder):
         assert (status, output) == (2, "")
         assert re.fullmatch(f"error: .*{message}.*\n", errors), errors
     assert sorted(path.name for path in folder.iterdir()) == ["a.pth", "b.pth"]
+
+
+def test_a_path_that_is_no_utf8(tmp_path):
+    path = tmp_path / "\udcfe.pth"
+    torch.save({"a": torch.ones(1)}, path.open("wb"))
+    assert torch.equal(vim.checkpoints.read_checkpoint(path)["a"], torch.ones(1))
+
+
+def test_many_values_besides_the_tensors(tmp_path):
+    torch.save({"a": torch.zeros(1), "history": [0] * 3_000_000}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a.pth is not a checkpoint: besides its tensors it holds \d+ bytes of values"):
+        vim.checkpoints.read_checkpoint(tmp_path / "a.pth")

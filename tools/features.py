@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from vim.data import find_images, find_videos
-from vim.errors import Parser, UserError, run
+from vim.errors import Parser, UserError, printable, run
 from vim.tasks.features import Extractor, Writer, load_backbone
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     extractor = Extractor(model, transform, arguments.map)
     paths = (find_videos if extractor.num_frames else find_images)(arguments.inputs)
     kind = "pooled" if arguments.map is None else f"map after block {arguments.map}"
-    writer = Writer(arguments.out, {"checkpoint": str(arguments.checkpoint), "features": kind})
+    writer = Writer(arguments.out, {"checkpoint": printable(arguments.checkpoint), "features": kind})
     status = 0
     for batch in extractor.batches(paths, arguments.batch_size, arguments.num_workers):
         for line in batch.unreadable:  # of a file alone

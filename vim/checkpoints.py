@@ -34,6 +34,7 @@ HARMLESS = re.compile(
     r"|torch\.(Size|device|\w+Storage|bool|u?int\d+|b?float\d+|complex\d+)"
     r"|torch\._utils\._rebuild_(tensor_v2|parameter)"
 )
+MOST_PICKLED = 4_000_000  # bytes, of which a tensor takes about 200; to read more takes long
 MOST_TUPLES = 100_000  # a tensor takes about four; a million tuples inside one another crash the interpreter
 
 _logger = logging.getLogger(__name__)
@@ -108,8 +109,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         _inspect(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the training code's options
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        # torch does not open a path that is no UTF-8; a Namespace has the training code's options
+        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # torch raises many kinds, with advice to load unsafely
@@ -142,7 +144,10 @@ def _inspect(path: Path) -> None:
         damaged = archive.testzip()
         if damaged:
             raise UserError(f"{path} is damaged: {damaged} in it does not match its checksum")
-    pickle = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")  # as torch finds it: in any case of letters
+    with path.open("rb") as file:
+        pickle = torch._C.PyTorchFileReader(file).get_record("data.pkl")  # as torch finds it: in any case of letters
+    if len(pickle) > MOST_PICKLED:
+        raise UserError(f"{path} is not a checkpoint: besides its tensors it holds {len(pickle)} bytes of values")
     opcodes = [(code.name, argument) for code, argument, _ in pickletools.genops(pickle)]
     for name in (str(argument).replace(" ", ".") for code, argument in opcodes if code == "GLOBAL"):
         if not HARMLESS.fullmatch(name):

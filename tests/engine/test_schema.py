@@ -85,6 +85,9 @@ META = [
     ("meta.classes", [], "is of 10 classes, and its classes are of others"),
     ("meta.thresholds", [0.5], "is of 10 classes, and its thresholds are of others"),
     ("meta.thresholds", [1.5] * 10, r"meta.thresholds\[0\] must be a number from 0 to 1, got 1.5"),
+    ("meta.thresholds", [0.5] * 10, "has a task and thresholds that do not fit one another"),
+    ("meta.task", "multilabel", "has a task and thresholds that do not fit one another"),
+    ("meta.eval_transform", {"input_size": (1, 32, 32)}, "it makes images of 1 channels, and the model takes 3|pixels"),
     ("meta.eval_transform", None, "meta.eval_transform must be a dict"),
     ("meta.eval_transform", {"mean": LONG}, "must be a plain value|within more than 5 lists|more than 1000000 values"),
     ("meta.eval_transform", {"mean": ENDLESS}, "is within more than 5 lists"),
@@ -133,7 +136,8 @@ TRAINING = [
     ("training.optimizer", None, "training.optimizer must be a dict"),
     ("training.optimizer.param_groups", [1], r"training.optimizer.param_groups\[0\] must be a dict"),
     ("training.optimizer.param_groups", [], "was trained with another optimizer"),
-    ("training.optimizer.param_groups", [{"params": None}], "was trained with another optimizer"),
+    ("training.optimizer.param_groups", [{"params": None}], "the optimizer's params must be names, in a list"),
+    ("training.optimizer.param_groups", [{"params": 5}], "the optimizer's params must be names, in a list"),
     ("training.optimizer.state", {}, "the optimizer's state has the entries none, and the run cls_token"),
 ]
 
@@ -151,6 +155,9 @@ MOMENTS = [
     ("exp_avg", torch.zeros(16), r"must be torch.float32 \(1, 1, 16\), finite, got torch.float32 \(16,\)"),
     ("exp_avg", torch.zeros(1, 1, 16, dtype=torch.float64), r"got torch.float64 \(1, 1, 16\)"),
     ("exp_avg_sq", torch.full((1, 1, 16), NAN), "exp_avg_sq of cls_token must be .*, finite"),
+    ("exp_avg", torch.zeros(1).expand(1, 1, 16), r"exp_avg of cls_token must be torch.float32 \(1, 1, 16\), finite"),
+    ("exp_avg_sq", torch.full((1, 1, 16), -1.0), "exp_avg_sq of cls_token is negative"),
+    ("step", torch.tensor(-1.0), "step of cls_token is negative"),
     ("step", torch.ones(2), r"step of cls_token must be torch.float32 \(\), finite, got torch.float32 \(2,\)"),
     ("other", torch.ones(2), "has the entries exp_avg, exp_avg_sq, other, step, and the run"),
 ]
@@ -163,6 +170,15 @@ def test_the_moments_of_an_optimizer(key, value, message, sound, tmp_path, monke
     state = {name: part for name, part in moments.items() if part is not None}
     path = save(sound, tmp_path / "a.pth", "training.optimizer.state.cls_token", state)
     assert_refused(partial(run_of, tiny_recipe(schedule__num_epochs=1), tmp_path / "run"), path, message)
+
+
+def test_the_options_of_an_optimizer(sound, tmp_path, monkeypatch):
+    few_digits(monkeypatch)
+    group = {**sound["training"]["optimizer"]["param_groups"][0], "betas": "x"}
+    groups = [group, *sound["training"]["optimizer"]["param_groups"][1:]]
+    path = save(sound, tmp_path / "a.pth", "training.optimizer.param_groups", groups)
+    resume = partial(run_of, tiny_recipe(schedule__num_epochs=1), tmp_path / "run")
+    assert_refused(resume, path, "the optimizer's betas must be a tuple, finite, got a str")
 
 
 def test_tensors_that_share_their_numbers(sound, tmp_path):

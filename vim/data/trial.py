@@ -32,6 +32,9 @@ def make_transform(section: str, model: nn.Module, options: Mapping[str, Any]) -
     """
     frames, (channels, *_, height, width) = num_frames(model), input_shape(model)
     size = _size(options.get("input_size") or (height, width))
+    wanted = options.get("input_size")
+    if isinstance(wanted, list | tuple) and len(wanted) == 3 and wanted[0] != channels:
+        raise ValueError(f"it makes images of {wanted[0]} channels, and the model takes {channels}")
     if size != (height, width):
         raise ValueError(f"it makes images of {size} pixels, and the model takes {(height, width)}")
     share = options.get("crop_pct") or input_options(model)["crop_pct"]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vim.errors import UserError
@@ -87,11 +88,22 @@ def check_optimizer(found: Mapping[str, Any], fresh: Mapping[str, Any], path: Pa
     Raises:
         UserError: they are of other optimizers, or a part of the state is missing, of another shape or not finite.
     """
+    for group in found["param_groups"]:
+        names = group.get("params", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path} is no sound checkpoint: the optimizer's params must be names, in a list")
     groups = [[(set(group), group.get("params")) for group in one["param_groups"]] for one in (found, fresh)]
     if groups[0] != groups[1]:
         raise UserError(
             f"{path} was trained with another optimizer: resume with the same optimizer.opt and weight_decay"
         )
+    for group, wanted in zip(found["param_groups"], fresh["param_groups"], strict=True):
+        for key in wanted.keys() - {"params"}:
+            if not _alike(group[key], wanted[key]):
+                raise UserError(
+                    f"{path} cannot be resumed: the optimizer's {key} must be {_kind(wanted[key])}, finite, "
+                    f"got {_kind(group[key])}"
+                )
     check_names(found["state"], fresh["state"], "the optimizer's state", path)
     for name, wanted in fresh["state"].items():
         check_names(found["state"][name], wanted, f"the optimizer's state of {name}", path)
@@ -101,16 +113,23 @@ def check_optimizer(found: Mapping[str, Any], fresh: Mapping[str, Any], path: Pa
                     f"{path} cannot be resumed: the optimizer's {key} of {name} must be {_kind(value)}, finite, "
                     f"got {_kind(found['state'][name][key])}"
                 )
+            if key in ("step", "exp_avg_sq") and bool(torch.as_tensor(found["state"][name][key]).lt(0).any()):
+                raise UserError(f"{path} cannot be resumed: the optimizer's {key} of {name} is negative")
 
 
 def _alike(found: Any, fresh: Any) -> bool:
     """Return whether a value can take another's place: of the same type, shape and precision, and finite."""
     if isinstance(fresh, Tensor):
         same = isinstance(found, Tensor) and (found.shape, found.dtype) == (fresh.shape, fresh.dtype)
-        return same and bool(found.isfinite().all())
+        return same and _is_whole(found) and bool(found.isfinite().all())
     if isinstance(fresh, list | tuple):
         return isinstance(found, list | tuple) and len(found) == len(fresh) and all(map(_alike, found, fresh))
     return isinstance(found, type(fresh)) or (isinstance(found, int | float) and isinstance(fresh, int | float))
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Return whether each number of a tensor has memory of its own."""
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _kind(value: object) -> str:

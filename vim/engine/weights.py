@@ -213,6 +213,8 @@ def load_trained(path: Path) -> tuple[VisionModel, State]:
         values = state["meta"].get(key)
         if values is not None and len(values) != model.num_classes:
             raise UserError(f"{path} is of {model.num_classes} classes, and its {key} are of others: it is damaged")
+    if (state["meta"].get("task") == "multilabel") != ("thresholds" in state["meta"]):
+        raise UserError(f"{path} has a task and thresholds that do not fit one another: it is damaged")
     read(TransformOptions, "meta.eval_transform", state["meta"]["eval_transform"], str(path))
     with building(path, "a transform"):
         make_transform("eval_transform", model, state["meta"]["eval_transform"])

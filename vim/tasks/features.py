@@ -22,7 +22,7 @@ from vim.data import (
 from vim.data.video import Video
 from vim.engine.files import make_folder, write_csv, written_whole
 from vim.engine.weights import load_published, load_trained
-from vim.errors import UserError, describe
+from vim.errors import UserError, describe, printable
 from vim.options import Section
 from vim.typing import VisionModel
 
@@ -140,7 +140,7 @@ class Writer:
         """Add the features of files, (b, ...)."""
         start = sum(map(len, self.waiting))
         for row, path in enumerate(paths, start):
-            self.rows.append({"path": path, "file": self._name(), "row": row})
+            self.rows.append({"path": printable(path), "file": self._name(), "row": row})
         if paths:
             self.waiting.append(values)
         if sum(part.nbytes for part in self.waiting) >= FILE_BYTES:
