@@ -109,7 +109,8 @@ def test_mistakes_in_training(call, trained, tmp_path, monkeypatch):
     last = trained[0] / "last.pth"
     assert_told(call("train", DIGITS, "--work-dir", trained[0], "--resume", FOLDER, *tiny), "or name another folder")
     assert_told(
-        call("train", DIGITS, *work_dir, "--resume", last, *tiny, "model.depth=1"), "trained with another model.depth"
+        call("train", DIGITS, *work_dir, "--resume", last, *tiny, "model.patch_size=8", "model.depth=1"),
+        "another model.depth",
     )
     assert_told(call("train", DIGITS, *work_dir, *tiny, "model.num_classes=3"), "model.num_classes=10")
     assert_told(call("train", DIGITS, *work_dir, *tiny, "modle.depth=1"), "has modle: a config has no such section")
