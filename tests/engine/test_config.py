@@ -73,6 +73,9 @@ def test_an_argument_behind_the_options():
 
 
 def test_missing_file(tmp_path):
+    (tmp_path / "recipe_tiny.py").touch()
+    with pytest.raises(UserError, match=r"no such config: .*recipe_tinny.py \(the closest: recipe_tiny.py\)"):
+        load_recipe(tmp_path / "recipe_tinny.py", ImageRecipe)
     with pytest.raises(UserError, match=re.escape(f"no such config: {tmp_path / 'a.py'}")):
         load_recipe(tmp_path / "a.py", ImageRecipe)
 

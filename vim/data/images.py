@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from vim.data.files import FORMATS, IMAGES, class_files, files_below
-from vim.errors import UserError, describe, printable
+from vim.errors import UserError, describe, no_such, printable
 
 # Pillow's exceptions: its decoders raise what comes, for want of a class of its own
 UNDECODABLE = (
@@ -140,7 +140,7 @@ def find_images(paths: list[Path]) -> list[Path]:
             found.append(path)
             continue
         if not path.is_dir():
-            raise UserError(f"no such file or folder: {path} (give image files, or folders of them)")
+            raise UserError(f"{no_such('file or folder', path)} (give image files, or folders of them)")
         images = files_below(path, IMAGES)
         if not images:
             raise UserError(f"no image in {path}: {IMAGES.expected}")

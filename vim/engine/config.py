@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vim.engine.files import write_text
-from vim.errors import UserError, check_installed, closest, describe
+from vim.errors import UserError, check_installed, closest, describe, no_such
 from vim.fields import Section, check, read
 from vim.options import CHECKED, ImageRecipe, Recipe, SeriesRecipe, help_text
 
@@ -150,7 +150,7 @@ def _sections(path: Path, options: Mapping[str, object] | None) -> Config:
     """Read the file and merge the row and the options into it, without checking any option."""
     file, row = _split(path)
     if not file.is_file():
-        raise UserError(f"no such config: {file}")
+        raise no_such("config", file)
     try:
         config = Config.fromfile(str(file), use_environment_variables=False)
     except Exception as error:  # mmengine raises what the file raises

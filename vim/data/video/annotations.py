@@ -10,7 +10,7 @@ from typing import NamedTuple
 from vim.data.files import IMAGES, VIDEOS, class_files, files_below, files_in
 from vim.data.loading import Label
 from vim.data.video.sampling import windows
-from vim.errors import UserError, printable
+from vim.errors import UserError, no_such, printable
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 # a path, in quotes or not, and all numbers at the end of its line
@@ -155,7 +155,7 @@ def find_videos(paths: list[Path]) -> list[Path]:
             found.append(path)
             continue
         if not path.is_dir():
-            raise UserError(f"no such file or folder: {path} (give video files, or folders of them)")
+            raise UserError(f"{no_such('file or folder', path)} (give video files, or folders of them)")
         videos = [Path(video) for video in files_below(path, VIDEOS)] or [path] * bool(files_in(path, IMAGES))
         if not videos:
             raise UserError(f"no video in {path}: {VIDEOS.expected}, or images that are its frames")
