@@ -137,7 +137,7 @@ class Scores:
 def average_precision(scores: Tensor, positive: Tensor) -> float:
     """Return the precision at each distinct score, averaged with the steps of the recall as weights.
 
-    The definition is that of scikit-learn, without interpolation; equal scores are one step.
+    There is no interpolation; equal scores are one step.
 
     Args:
         scores, positive: (n,) of the samples of one class.
@@ -145,11 +145,9 @@ def average_precision(scores: Tensor, positive: Tensor) -> float:
     Returns:
         NaN if no sample is positive.
     """
-    _, right, predicted = _cuts(scores, positive)
-    if not positive.any():
-        return float("nan")
-    steps = right.diff(prepend=right.new_zeros(1))
-    return float((steps * right / predicted).sum() / right[-1])
+    from sklearn.metrics import average_precision_score  # here, because it takes a second
+
+    return float(average_precision_score(positive, scores)) if positive.any() else float("nan")
 
 
 def best_threshold(scores: Tensor, positive: Tensor) -> float:
