@@ -87,7 +87,7 @@ META = [
     ("meta.thresholds", [1.5] * 10, r"meta.thresholds\[0\] must be a number from 0 to 1, got 1.5"),
     ("meta.thresholds", [0.5] * 10, "has a task and thresholds that do not fit one another"),
     ("meta.task", "multilabel", "has a task and thresholds that do not fit one another"),
-    ("meta.eval_transform", {"input_size": (1, 32, 32)}, "it makes images of 1 channels, and the model takes 3|pixels"),
+    ("meta.eval_transform", {"input_size": (3, 16, 16)}, "it makes images of 3 channels, and the model takes 1$"),
     ("meta.eval_transform", None, "meta.eval_transform must be a dict"),
     ("meta.eval_transform", {"mean": LONG}, "must be a plain value|within more than 5 lists|more than 1000000 values"),
     ("meta.eval_transform", {"mean": ENDLESS}, "is within more than 5 lists"),
