@@ -4,8 +4,11 @@ if __name__ != "vim.models":  # under another name every model would be register
     raise ImportError(f"import vim.models, not {__name__}: the folder is installed as vim.models")
 
 from .mambamixer import ViM2
+from .mambar import MambaR
+from .mambavision import MambaVision
 from .tsm2 import TSM2
 from .videomamba import VideoMamba
 from .vim import Vim
+from .vmamba import VMamba
 
-__all__ = ["TSM2", "ViM2", "VideoMamba", "Vim"]
+__all__ = ["MambaR", "MambaVision", "TSM2", "ViM2", "VideoMamba", "VMamba", "Vim"]

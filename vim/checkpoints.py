@@ -56,10 +56,11 @@ class Loadable(Protocol):
 
     in_chans: int
     num_classes: int
-    num_features: int
     pretrained_cfg: TagFacts
     pretrained_model_args: dict[str, object]
 
+    @property
+    def head_hidden_size(self) -> int: ...
     def state_dict(self) -> Mapping[str, Tensor]: ...
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object: ...
     def reset_classifier(self, num_classes: int) -> None: ...
@@ -278,7 +279,7 @@ def _choose_head(weights: dict[str, Tensor], model: Loadable, source: str | Path
         return
     found = [weights[key].shape for key in HEAD if key in weights]
     classes = found[0][0] if found and found[0] else 0
-    sound = found in ([], [(classes, model.num_features), (classes,)])  # otherwise check_fit names the fault
+    sound = found in ([], [(classes, model.head_hidden_size), (classes,)])  # otherwise check_fit names the fault
     convs = [tensors[_first_conv(model)].dim() for tensors in (weights, state) if _first_conv(model) in tensors]
     wanted = convs == [4, 5] or model.num_classes != model.pretrained_cfg.get("num_classes")
     if sound and wanted and classes != model.num_classes:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
         pretrained_cfg: TagFacts
         pretrained_model_args: dict[str, object]
+        head_hidden_size: int
 
         def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None: ...
         def rename_weights(self, weights: dict[str, object]) -> dict[str, object]: ...

@@ -1,6 +1,7 @@
 """Compare a published model's outputs, recorded in a file, with ours for the same weights."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.golden.weights import generate, weight
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 
 
 def load_cases(filename: str) -> dict[str, dict[str, Any]]:
@@ -30,12 +31,18 @@ def check_keys(case: dict[str, Any], model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_outputs(case: dict[str, Any], model: Any) -> None:
-    """The patch embedding, some mixers' outputs, the features and the logits."""
+def check_outputs(
+    case: dict[str, Any], model: Any, mixer_of: Callable[[str], str] = lambda block: f"{block}.mixer"
+) -> None:
+    """The patch embedding, some mixers' outputs, the stages' maps, the features and the logits.
+
+    Args:
+        mixer_of: the name of the mixer of a block of the published code.
+    """
     image = generate(case["input"]["seed"], case["input"]["shape"])
     seen: dict[str, Tensor] = {}
     for name in case["block_outputs"]:
-        mixer = model.get_submodule(f"{name}.mixer")
+        mixer = model.get_submodule(mixer_of(name))
         mixer.register_forward_hook(lambda module, args, out, name=name: seen.update({name: out}))
     model.patch_embed.register_forward_hook(lambda module, args, out: seen.update(patches=out))
     tokens = model.forward_features(image)
@@ -45,16 +52,26 @@ def check_outputs(case: dict[str, Any], model: Any) -> None:
     patches = seen["patches"]  # the published code puts a clip's channels first
     assert relative(patches if patches.dim() == 4 else patches.movedim(-1, 1), case["patch_embed_first"]) < TOLERANCE
     for name, want in case["block_outputs"].items():
-        assert list(seen[name].shape) == want["shape"]
-        assert relative(seen[name][0, 0], want["first_token"]) < TOLERANCE
-        assert relative(seen[name][0, -1], want["last_token"]) < TOLERANCE
-        assert seen[name].std().item() == pytest.approx(want["std"], rel=TOLERANCE)
+        check_tokens(seen[name], want)
+    if "stage_outputs" in case:
+        maps = model.forward_intermediates(image, intermediates_only=True)
+        for stage, want in zip(maps, case["stage_outputs"].values(), strict=True):
+            check_tokens(stage.movedim(1, -1), want)
     per_image = torch.tensor(case["pre_head_first"]).view(len(image), -1)
     assert relative(features[:, : per_image.shape[1]], per_image.tolist()) < TOLERANCE
     assert features.std().item() == pytest.approx(case["pre_head_std"], rel=TOLERANCE)
     assert relative(logits[:, : len(case["logits_first"][0])], case["logits_first"]) < TOLERANCE
     assert logits.std().item() == pytest.approx(case["logits_std"], rel=TOLERANCE)
     assert logits.argmax(1).tolist() == case["logits_argmax"]
+
+
+def check_tokens(got: Tensor, want: dict[str, Any]) -> None:
+    """Tokens (b, l, d), or maps (b, rows, columns, d)."""
+    assert list(got.shape) == want["shape"]
+    tokens = got.flatten(1, -2)
+    assert relative(tokens[0, 0], want["first_token"]) < TOLERANCE
+    assert relative(tokens[0, -1], want["last_token"]) < TOLERANCE
+    assert got.std().item() == pytest.approx(want["std"], rel=TOLERANCE)
 
 
 def relative(got: Tensor, want: list[Any]) -> float:

@@ -5,18 +5,20 @@ from .block import MambaBlock
 from .channel_mixer import SelectiveChannelMixer
 from .checks import check_choice, check_counts, check_stages
 from .contract import FeatureGetter, TimmModel, update_model_args
-from .factory import Factory
+from .factory import Factory, init_linears
 from .mamba import Directions, Init, MambaMixer, MixerState
-from .norm import ResidualNorm, RMSNorm, residual_dtype
+from .norm import MapBatchNorm, ResidualNorm, RMSNorm, residual_dtype
 from .patch_embed import PaddedPatchEmbed, PatchEmbed
 from .position import (
     NUM_CLASS_TOKENS,
     ClassToken,
     find_table,
     insert_class_tokens,
+    insert_registers,
     resize_position_table,
     resize_temporal_table,
     split_class_tokens,
+    split_registers,
 )
 from .s6 import S6, SelectFrom
 from .scan_paths import (
@@ -29,7 +31,8 @@ from .scan_paths import (
     spatiotemporal_paths,
 )
 from .selective_mixers import SelectiveSequenceMixer, SelectiveTokenMixer
-from .stages import Downsample, Stage, StagedBackbone
+from .split_mixer import SplitMixer
+from .stages import ConvDownsample, ConvStem, Downsample, ResidualStack, Stage, StagedBackbone
 from .weighted_averaging import NOT_DECAYED, MambaMixerLayer, MambaMixerStack, ResidualMixer
 
 __all__ = [
@@ -38,6 +41,8 @@ __all__ = [
     "S6",
     "SCAN_ORDERS",
     "ClassToken",
+    "ConvDownsample",
+    "ConvStem",
     "Directions",
     "Downsample",
     "Factory",
@@ -53,13 +58,16 @@ __all__ = [
     "PaddedPatchEmbed",
     "PatchEmbed",
     "RMSNorm",
+    "MapBatchNorm",
     "ResidualMixer",
     "ResidualNorm",
+    "ResidualStack",
     "ScanOrder",
     "SelectFrom",
     "SelectiveChannelMixer",
     "SelectiveSequenceMixer",
     "SelectiveTokenMixer",
+    "SplitMixer",
     "Stage",
     "StagedBackbone",
     "TimmModel",
@@ -69,7 +77,9 @@ __all__ = [
     "cross_merge",
     "cross_scan",
     "find_table",
+    "init_linears",
     "insert_class_tokens",
+    "insert_registers",
     "padding_last",
     "paths_of_padded",
     "residual_dtype",
@@ -77,5 +87,6 @@ __all__ = [
     "resize_temporal_table",
     "spatiotemporal_paths",
     "split_class_tokens",
+    "split_registers",
     "update_model_args",
 ]

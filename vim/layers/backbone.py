@@ -24,7 +24,7 @@ from .position import (
 )
 
 torch.fx.wrap("residual_dtype")  # for torch.fx.symbolic_trace, which wraps a name in the file that calls it
-EMBEDDING = ("cls_token", "cls_token_head", "cls_token_tail", "pos_embed", "temporal_pos_embedding")
+EMBEDDING = ("cls_token", "cls_token_head", "cls_token_tail", "pos_embed", "pos_embed_cls", "temporal_pos_embedding")
 
 
 class MixerOptions(TypedDict):
@@ -42,7 +42,8 @@ class MambaBackbone(TimmModel):
     """Patches, class tokens, `depth` Mamba blocks on a float32 residual stream, a linear head.
 
     A family builds the patch embedding and defines :meth:`_init_embedding`. If its tokens are no plain grid of patches,
-    it also overrides :meth:`_positions`, :meth:`_flatten`, :meth:`_unflatten` and :meth:`_paths`.
+    it also overrides :meth:`_positions`, :meth:`_flatten`, :meth:`_unflatten` and :meth:`_paths`; for other tokens than
+    class tokens, :meth:`_insert_tokens` and :meth:`_split_tokens`.
 
     Args:
         patch_embed: maps the input to patches (b, ..., d); the dimensions in between are the grid.
@@ -138,7 +139,7 @@ class MambaBackbone(TimmModel):
         table = find_table(weights, "pos_embed", self.embed_dim)
         if table is None:
             return
-        count = table.shape[1] - self.num_prefix_tokens
+        count = table.shape[1] - NUM_CLASS_TOKENS[self.class_token]
         side = math.isqrt(max(count, 0))
         # the grid of the weights' own images; failing that, this model's; failing that, a square
         for grid in (self.patch_embed.feat_size(img_size), self.patch_embed.grid_size, (side, side)):
@@ -174,15 +175,23 @@ class MambaBackbone(TimmModel):
         """Map the input to the residual stream (b, l, d) before the first block; also return the grid of patches."""
         patches = self.patch_embed(image)  # (b, ..., d)
         grid = patches.shape[1:-1]
-        x = self._flatten(patches)
-        b = x.shape[0]
-        if self.cls_token is not None:
-            x = insert_class_tokens(x, self.cls_token.expand(b, -1, -1), self.class_token)
-        elif self.cls_token_head is not None and self.cls_token_tail is not None:
-            tokens = torch.cat([self.cls_token_head, self.cls_token_tail], dim=1)
-            x = insert_class_tokens(x, tokens.expand(b, -1, -1), self.class_token)
+        x = self._insert_tokens(self._flatten(patches))
         x = self.pos_drop(x + self._positions(grid))
         return x.to(residual_dtype(x)), grid
+
+    def _insert_tokens(self, patches: Tensor) -> Tensor:
+        """Put the class tokens into a sequence of patches (b, l, d)."""
+        b = patches.shape[0]
+        if self.cls_token is not None:
+            return insert_class_tokens(patches, self.cls_token.expand(b, -1, -1), self.class_token)
+        if self.cls_token_head is not None and self.cls_token_tail is not None:
+            tokens = torch.cat([self.cls_token_head, self.cls_token_tail], dim=1)
+            return insert_class_tokens(patches, tokens.expand(b, -1, -1), self.class_token)
+        return patches
+
+    def _split_tokens(self, sequence: Tensor) -> tuple[Tensor, Tensor]:
+        """Undo :meth:`_insert_tokens`: return the patches (b, l, d) and the class tokens (b, m, d)."""
+        return split_class_tokens(sequence, self.class_token)
 
     def forward_features(self, image: Tensor) -> Tensor:
         """Map the input to normed tokens (b, l, d), with the class tokens in their places."""
@@ -202,7 +211,7 @@ class MambaBackbone(TimmModel):
         """Map tokens (b, l, d) to (b, d), or to themselves for `global_pool` ""."""
         if self.global_pool == "":
             return x
-        patches, class_tokens = split_class_tokens(x, self.class_token)
+        patches, class_tokens = self._split_tokens(x)
         if self.global_pool == "token":
             return class_tokens.mean(dim=1)
         return global_pool_nlc(patches, pool_type=self.global_pool, num_prefix_tokens=0)
@@ -274,7 +283,7 @@ class MambaBackbone(TimmModel):
     def _take(self, x: Tensor, grid: list[int], norm: bool, output_fmt: str) -> tuple[Tensor, Tensor]:
         """Return the patches of the residual stream x, in the form asked for, and its class tokens."""
         x = self._norm(x) if norm else x.to(self.pos_embed.dtype)
-        patches, class_tokens = split_class_tokens(x, self.class_token)
+        patches, class_tokens = self._split_tokens(x)
         if output_fmt == "NCHW":
             patches = self._unflatten(patches, grid).movedim(-1, 1).contiguous()
         return patches, class_tokens

@@ -81,6 +81,11 @@ class TimmModel(nn.Module):
         """Frames of a clip; None for a model of images."""
         return None
 
+    @property
+    def head_hidden_size(self) -> int:
+        """Channels of the features before the head."""
+        return self.num_features
+
     # The classifier
 
     def _add_head(self, drop_rate: float, dd: Factory) -> None:
@@ -89,7 +94,7 @@ class TimmModel(nn.Module):
         self.head = self._make_head(dd)
 
     def _make_head(self, dd: Factory) -> nn.Module:
-        return nn.Linear(self.num_features, self.num_classes, **dd) if self.num_classes > 0 else nn.Identity()
+        return nn.Linear(self.head_hidden_size, self.num_classes, **dd) if self.num_classes > 0 else nn.Identity()
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -110,7 +115,7 @@ class TimmModel(nn.Module):
         self.global_pool = global_pool
 
     def _set_width(self, num_features: int) -> None:
-        self.num_features = self.head_hidden_size = self.embed_dim = num_features  # timm's three names
+        self.num_features = self.embed_dim = num_features  # timm's two names
 
     def forward_features(self, image: Tensor) -> Tensor:
         """Map the input to normed features."""

@@ -1,11 +1,15 @@
 """Norms of a float32 residual stream."""
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
 import vim.kernels  # noqa: F401  registers the ops
+
+from .factory import Factory
 
 
 @register_notrace_function
@@ -53,3 +57,16 @@ class ResidualNorm(nn.LayerNorm):
         """Map (..., dim) to the same."""
         y = F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
         return y.to(self.weight.dtype)
+
+
+class MapBatchNorm(nn.Module):
+    """Batch normalisation of maps (b, rows, columns, c), computed and returned in the dtype of its weight."""
+
+    def __init__(self, dim: int, **dd: Unpack[Factory]) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (b, rows, columns, c) to the same."""
+        x = x.to(self.norm.weight.dtype).permute(0, 3, 1, 2)
+        return self.norm(x).permute(0, 2, 3, 1)

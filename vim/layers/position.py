@@ -35,6 +35,26 @@ def split_class_tokens(sequence: Tensor, class_token: str) -> tuple[Tensor, Tens
     return sequence, sequence[:, :0]
 
 
+def insert_registers(patches: Tensor, registers: Tensor) -> Tensor:
+    """Spread m registers (b, m, d) through a sequence of patches (b, l, d): one after each l // (m + 1) patches.
+
+    Source: https://arxiv.org/abs/2405.14858 (Mamba-R).
+    """
+    m = registers.shape[1]
+    run = patches.shape[1] // (m + 1)
+    runs = patches[:, : m * run].unflatten(1, (m, run))
+    spread = torch.cat([runs, registers.unsqueeze(2)], dim=2).flatten(1, 2)
+    return torch.cat([spread, patches[:, m * run :]], dim=1)
+
+
+def split_registers(sequence: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """Undo :func:`insert_registers`: return the patches (b, l, d) and the m registers (b, m, d)."""
+    run = (sequence.shape[1] - m) // (m + 1)
+    spread = sequence[:, : m * (run + 1)].unflatten(1, (m, run + 1))
+    patches = torch.cat([spread[:, :, :run].flatten(1, 2), sequence[:, m * (run + 1) :]], dim=1)
+    return patches, spread[:, :, run]
+
+
 def resize_position_table(
     table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], class_token: str
 ) -> Tensor:

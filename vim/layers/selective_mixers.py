@@ -23,12 +23,15 @@ D_CONV = 4  # taps of the convolution along a sequence, as Mamba's
 class SelectiveTokenMixer(nn.Module):
     """Mix the tokens of an image: a 3 x 3 convolution, four scans, a norm and a gate.
 
-    The scans go along the rows and the columns, each forwards and backwards.
+    The scans go along the rows and the columns, each forwards and backwards. It is VMamba's SS2D
+    (https://arxiv.org/abs/2401.10166) too; its second version has neither gate nor bias.
 
     Args:
         dim: c.
         expand: e / c.
         d_state: n.
+        gate: multiply by the SiLU of a second projection.
+        conv_bias: give the convolution a bias.
         select_from: what the steps, B and C of a token depend on: "conv", the convolved token, as in Mamba; or
             "input", the mixer's input, as in the paper's equations.
         depth: the number of mixers that add to the same stream; the output projection starts at 1 / sqrt(depth) of its
@@ -45,17 +48,19 @@ class SelectiveTokenMixer(nn.Module):
         expand: int = 2,
         d_state: int = 16,
         select_from: SelectFrom = "conv",
+        gate: bool = True,
+        conv_bias: bool = True,
         depth: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_choice("select_from", select_from, get_args(SelectFrom))
-        self.select_from, self.depth = str(select_from), depth
+        self.select_from, self.gate, self.depth = str(select_from), gate, depth
         e, r = expand * dim, step_rank(dim)
         dd: Factory = {"device": device, "dtype": dtype}
-        self.in_proj = nn.Linear(dim, 2 * e, bias=False, **dd)
-        self.conv2d = nn.Conv2d(e, e, 3, padding=1, groups=e, **dd)
+        self.in_proj = nn.Linear(dim, 2 * e if gate else e, bias=False, **dd)
+        self.conv2d = nn.Conv2d(e, e, 3, padding=1, groups=e, bias=conv_bias, **dd)
         self.x_proj = nn.Linear(e if select_from == "conv" else dim, 4 * (r + 2 * d_state), bias=False, **dd)
         self.s6 = S6(e, d_state=d_state, dt_rank=r, reverse=[0, 1], routes=2, **dd)
         self.out_norm = nn.LayerNorm(e, **dd)
@@ -69,7 +74,10 @@ class SelectiveTokenMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, rows, columns, c) to the same."""
         rows, columns = x.shape[1], x.shape[2]
-        h, z = self.in_proj(x).chunk(2, dim=-1)
+        h = self.in_proj(x)
+        z = h  # for TorchScript; without a gate it is not used
+        if self.gate:
+            h, z = h.chunk(2, dim=-1)
         h = F.silu(self.conv2d(h.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)  # (b, rows, columns, e)
         u = cross_scan(h, h)  # (b, l, 2e)
         # read from u, so that h need not be kept
@@ -78,7 +86,9 @@ class SelectiveTokenMixer(nn.Module):
         selected = cross_scan(by_rows, by_columns).unflatten(-1, (2, 2, -1)).permute(0, 3, 1, 2, 4)
         y = self.s6(u.unsqueeze(1), selected)
         y = self.out_norm(cross_merge(y, rows, columns))
-        return self.out_proj(y * F.silu(z))
+        if self.gate:
+            y = y * F.silu(z)
+        return self.out_proj(y)
 
 
 @register_notrace_module

@@ -4,17 +4,26 @@ A family adds a stem, blocks and sizes. Maps are channels last between the modul
 and channels first where timm sees them, (b, c, rows, columns).
 """
 
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from timm.layers import global_pool_nlc, register_notrace_function, to_2tuple
+from timm.models import checkpoint
+from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
 from .contract import TimmModel, feature_take_indices, update_model_input_size
 from .factory import Factory
-from .norm import ResidualNorm
+from .norm import ResidualNorm, residual_dtype
+
+DETECTOR = "backbone."  # the prefix of the weights that are a detector's backbone
+OUT_NORM = re.compile(r"outnorm\d")  # after a stage, for the detector
+
+_logger = logging.getLogger(__name__)
 
 
 @register_notrace_function
@@ -42,16 +51,96 @@ class Downsample(nn.Module):
         return self.reduction(self.norm(x))
 
 
-class Stage(nn.Module):
-    """A downsampling (nn.Identity in the first stage), then layers that keep the shape."""
+class ConvDownsample(nn.Module):
+    """A 3 x 3 convolution with stride 2, then with `norm` a layer norm."""
 
-    def __init__(self, downsample: nn.Module, layers: nn.Module) -> None:
+    def __init__(self, dim: int, out_dim: int, *, norm: bool, **dd: Unpack[Factory]) -> None:
         super().__init__()
-        self.downsample, self.layers = downsample, layers
+        self.conv = nn.Conv2d(dim, out_dim, 3, 2, 1, bias=norm, **dd)
+        self.norm = ResidualNorm(out_dim, **dd) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (b, rows, columns, dim) to (b, rows / 2, columns / 2, out_dim), rounded up."""
+        x = x.to(self.conv.weight.dtype).permute(0, 3, 1, 2)
+        return self.norm(self.conv(x).permute(0, 2, 3, 1))
+
+
+class ConvStem(nn.Module):
+    """Two 3 x 3 convolutions with stride 2, each followed by a norm, the first also by an activation.
+
+    Args:
+        norm: makes the norm of maps (b, c, rows, columns) from their channels.
+        last_act: have an activation after the second norm too.
+        bias: give the convolutions biases.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        hidden: int,
+        embed_dim: int,
+        *,
+        norm: Callable[[int], nn.Module],
+        act: nn.Module,
+        last_act: bool,
+        bias: bool,
+        **dd: Unpack[Factory],
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, hidden, 3, 2, 1, bias=bias, **dd)
+        self.norm1, self.act1 = norm(hidden), act
+        self.conv2 = nn.Conv2d(hidden, embed_dim, 3, 2, 1, bias=bias, **dd)
+        self.norm2, self.act2 = norm(embed_dim), act if last_act else nn.Identity()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (b, c, h, w) to (b, h / 4, w / 4, embed_dim), twice rounded up."""
+        x = self.act1(self.norm1(self.conv1(image)))
+        return self.act2(self.norm2(self.conv2(x))).permute(0, 2, 3, 1)
+
+
+class ResidualStack(nn.Sequential):
+    """Blocks of one resolution on a float32 stream."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (b, rows, columns, c) to the same."""
+        x = x.to(residual_dtype(x))
+        for block in self:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x)
+            else:
+                x = block(x)
+        return x
+
+
+class Stage(nn.Module):
+    """A downsampling (nn.Identity in the first stage), then layers that keep the shape.
+
+    Args:
+        windows: run the layers on windows of so many rows and columns, as sequences (b, windows^2, c). What does not
+            fill a window is padded with zeros, which the layers do not tell from the map. 0 for one window, the whole
+            map; None for layers of maps.
+    """
+
+    def __init__(self, downsample: nn.Module, layers: nn.Module, *, windows: int | None = None) -> None:
+        super().__init__()
+        self.downsample, self.layers, self.windows = downsample, layers, windows
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, rows, columns, c) of the stage before to this stage's."""
-        return self.layers(self.downsample(x))
+        x = self.downsample(x)
+        w, rows, columns = self.windows, x.shape[1], x.shape[2]
+        if w is None:
+            return self.layers(x)
+        if w == 0:
+            return self.layers(x.flatten(1, 2)).unflatten(1, (rows, columns))
+        x = F.pad(x, (0, 0, 0, -columns % w, 0, -rows % w))
+        padded = (x.shape[1], x.shape[2])
+        x = self.layers(window_partition(x, (w, w)).flatten(1, 2)).unflatten(1, (w, w))
+        return window_reverse(x, (w, w), padded[0], padded[1])[:, :rows, :columns]
 
 
 class StagedBackbone(TimmModel):
@@ -62,7 +151,7 @@ class StagedBackbone(TimmModel):
         global_pool: "avg", "max" or "avgmax" of the map; "" for the map itself.
         patch_embed: the stem; maps images (b, c, h, w) to (b, rows, columns, embed_dims[0]).
         stride: pixels between the stem's outputs.
-        norm_embed: follows the stem. Its weight has the dtype of the model's outputs.
+        norm_embed: follows the stem; None for a stem with a norm of its own.
         embed_dims: channels of each stage; from one stage to the next, height and width are halved.
         norm_f: follows the last stage.
 
@@ -82,7 +171,7 @@ class StagedBackbone(TimmModel):
         global_pool: str,
         patch_embed: nn.Module,
         stride: int,
-        norm_embed: nn.LayerNorm,
+        norm_embed: nn.Module | None = None,
         stages: Sequence[Stage],
         embed_dims: Sequence[int],
         norm_f: nn.Module,
@@ -98,7 +187,7 @@ class StagedBackbone(TimmModel):
             global_pool=global_pool,
             not_decayed=not_decayed,
         )
-        self.patch_embed, self.norm_embed = patch_embed, norm_embed
+        self.patch_embed, self.norm_embed = patch_embed, norm_embed or nn.Identity()
         self.stages, self.norm_f = nn.ModuleList(stages), norm_f
         self._add_head(drop_rate, {"device": device, "dtype": dtype})
         self.feature_info = [
@@ -126,6 +215,25 @@ class StagedBackbone(TimmModel):
             raise ValueError(f"img_size must be at least the patch size {least}, got {size}")
         self._img_size: tuple[int, int] = size
 
+    def rename_weights(self, weights: dict[str, object]) -> dict[str, object]:
+        """Give the weights of a classifier, or of a detector's backbone, this model's names; see :meth:`rename_weight`.
+
+        A detector has a norm after each stage for its own head, and no final norm: the first are dropped, and the
+        final norm stays as it is, which is logged.
+        """
+        if any(key.startswith(DETECTOR) for key in weights):
+            weights = {key.removeprefix(DETECTOR): w for key, w in weights.items() if key.startswith(DETECTOR)}
+        renamed = dict(self.rename_weight(key, weight) for key, weight in weights.items() if not OUT_NORM.match(key))
+        if len(renamed) < len(weights):
+            _logger.warning("The weights are of a detector: the final norm and the head are new")
+            own = {key: weight for key, weight in self.state_dict().items() if key.startswith(("norm_f.", "head."))}
+            renamed = {**own, **renamed}
+        return renamed
+
+    def rename_weight(self, key: str, weight: object) -> tuple[str, object]:
+        """Return a published weight under this model's name and in its shape. Of its own result, it changes nothing."""
+        return key, weight
+
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Return patterns of parameter names for layer-wise learning rates: the stem, a group a layer or a stage."""
@@ -149,11 +257,11 @@ class StagedBackbone(TimmModel):
         x = self._embed(image)
         for stage in self.stages:
             x = stage(x)
-        return self._to_map(self.norm_f(x))
+        return self._to_map(self.norm_f(x), image)
 
-    def _to_map(self, x: Tensor) -> Tensor:
-        """Map (b, rows, columns, d) to (b, d, rows, columns), in the model's dtype."""
-        return x.to(self.norm_embed.weight.dtype).permute(0, 3, 1, 2).contiguous()
+    def _to_map(self, x: Tensor, image: Tensor) -> Tensor:
+        """Map (b, rows, columns, d) to (b, d, rows, columns), in the image's dtype."""
+        return x.to(image.dtype).permute(0, 3, 1, 2).contiguous()
 
     def pool(self, x: Tensor) -> Tensor:
         """Map (b, d, rows, columns) to (b, d), or to itself for `global_pool` ""."""
@@ -197,14 +305,14 @@ class StagedBackbone(TimmModel):
             stages = self.stages
         else:
             stages = self.stages[: max_index + 1]
-        x = self._embed(x)
+        image, x = x, self._embed(x)
         intermediates = []
         for i, stage in enumerate(stages):
             x = stage(x)
             if i in take_indices:
-                intermediates.append(self._to_map(self.norm_f(x) if norm and i == last else x))
+                intermediates.append(self._to_map(self.norm_f(x) if norm and i == last else x, image))
         if intermediates_only:
             return intermediates
         if torch.jit.is_scripting() or not stop_early or max_index == last:
             x = self.norm_f(x)
-        return self._to_map(x), intermediates
+        return self._to_map(x, image), intermediates

@@ -4,7 +4,7 @@ Source: https://arxiv.org/abs/2403.19888v1, after DenseFormer, https://arxiv.org
 """
 
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, LayerScale
 from timm.models import checkpoint
 from torch import Tensor, nn
 
@@ -16,7 +16,11 @@ NOT_DECAYED = (*AVERAGING, "A_log", "D", "dt_bias", "conv_bias")  # names of a M
 
 
 class ResidualMixer(nn.Module):
-    """``x + drop_path(mixer(norm(x)))`` for x (..., dim)."""
+    """``x + drop_path(mixer(norm(x)))`` for x (..., dim).
+
+    Args:
+        layer_scale: the first value of learned scales of the mixer's channels; None for no scales.
+    """
 
     def __init__(
         self,
@@ -24,17 +28,20 @@ class ResidualMixer(nn.Module):
         mixer: nn.Module,
         *,
         drop_path: float = 0.0,
+        layer_scale: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.norm = ResidualNorm(dim, device=device, dtype=dtype)
         self.mixer = mixer
+        dd: Factory = {"device": device, "dtype": dtype}
+        self.layer_scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dim) to the same."""
-        return x + self.drop_path(self.mixer(self.norm(x)))
+        return x + self.drop_path(self.layer_scale(self.mixer(self.norm(x))))
 
 
 class MambaMixerLayer(nn.Module):
