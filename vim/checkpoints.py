@@ -186,7 +186,7 @@ def rename(
     while names != weights.keys():  # a family's prefix can hide a wrapper's, and the reverse
         names = weights.keys()
         weights = model.rename_weights(_strip_prefixes(weights))
-    return _check_tensors(weights, source)
+    return _check_tensors(weights, source, model.state_dict())
 
 
 def _unwrap(checkpoint: dict[str, object], source: str | Path, *, use_ema: bool) -> dict[str, object]:
