@@ -7,7 +7,7 @@ https://github.com/wangf3014/Mamba-Reg.
 from functools import partial
 
 import torch
-from timm.layers import trunc_normal_
+from timm.layers import global_pool_nlc, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -23,7 +23,10 @@ class MambaR(Vim):
 
     Args:
         img_size, patch_size, dynamic_img_size, init, wd_exempt_A: see :class:`vim.models.Vim`.
-        global_pool: "token", the registers; "" for all tokens.
+        num_classes: outputs of the head. A model that is built with 0 has no layer before the head either; it pools the
+            mean of the registers.
+        global_pool: "token", the registers; "avg", "max" or "avgmax" of the patches, without that layer; "" for all
+            tokens.
         num_registers: m. They are spread evenly, so on images of another size they have other places.
         neck_reduction: the registers' channels are divided by this before the head; 1 for no such layer.
 
@@ -80,20 +83,23 @@ class MambaR(Vim):
             **dd,
         )
         self.num_prefix_tokens, self.neck_reduction = num_registers, neck_reduction
+        self.concat_registers = num_classes > 0
         self.cls_token = nn.Parameter(torch.empty(1, num_registers, embed_dim, **dd))
         self.pos_embed_cls = nn.Parameter(torch.empty(1, num_registers, embed_dim, **dd))
         self.neck: nn.Module = nn.Identity()
         self.norm_neck: nn.Module = nn.Identity()
-        if neck_reduction > 1:
+        if neck_reduction > 1 and self.concat_registers:
             self.neck = nn.Linear(embed_dim, embed_dim // neck_reduction, bias=False, **dd)
-            self.norm_neck = RMSNorm(self.head_hidden_size, **dd)
+            self.norm_neck = RMSNorm(num_registers * embed_dim // neck_reduction, **dd)
         self.reset_classifier(num_classes, global_pool)
         self.init_weights(needs_reset=False)
 
     @property
     def head_hidden_size(self) -> int:
-        """Channels before the head: all registers of an image, one after the other."""
-        return self.num_prefix_tokens * (self.embed_dim // self.neck_reduction)
+        """Channels before the head: of all registers, one after the other, if they are what is pooled."""
+        if self.global_pool != "token" or not self.concat_registers:
+            return self.num_features
+        return self.num_prefix_tokens * (self.num_features // self.neck_reduction)
 
     def _init_embedding(self) -> None:
         super()._init_embedding()
@@ -101,10 +107,6 @@ class MambaR(Vim):
             trunc_normal_(self.pos_embed_cls, std=0.02)
             if isinstance(self.neck, nn.Linear):
                 trunc_normal_(self.neck.weight, std=0.02)
-
-    def _set_pool(self, global_pool: str) -> None:
-        assert global_pool in ("token", ""), f"global_pool must be 'token' or '', got {global_pool!r}"
-        self.global_pool = global_pool
 
     def _insert_tokens(self, patches: Tensor) -> Tensor:
         assert self.cls_token is not None
@@ -117,11 +119,28 @@ class MambaR(Vim):
         return insert_registers(self._spatial_positions(grid), self.pos_embed_cls)
 
     def pool(self, x: Tensor) -> Tensor:
-        """Map tokens (b, l, d) to the registers, (b, head_hidden_size), or to themselves for `global_pool` ""."""
+        """Map tokens (b, l, d) to (b, head_hidden_size), or to themselves for `global_pool` ""."""
         if self.global_pool == "":
             return x
-        _, registers = self._split_tokens(x)
-        return self.norm_neck(self.neck(registers).flatten(1))
+        patches, registers = self._split_tokens(x)
+        if self.global_pool == "token":
+            return self.norm_neck(self.neck(registers).flatten(1)) if self.concat_registers else registers.mean(1)
+        return global_pool_nlc(patches, pool_type=self.global_pool, num_prefix_tokens=0)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what follows the last block wanted; see :meth:`vim.layers.TimmModel.prune_intermediate_layers`."""
+        take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_head:
+            self.concat_registers, self.neck, self.norm_neck = False, nn.Identity(), nn.Identity()
+        return take_indices
+
+    def rename_weights(self, weights: dict[str, object]) -> dict[str, object]:
+        """Drop the layer before the head for a model without one."""
+        if not self.concat_registers:
+            weights = {key: weight for key, weight in weights.items() if not key.startswith(("neck.", "norm_neck."))}
+        return super().rename_weights(weights)
 
 
 _facts = partial(

@@ -102,10 +102,21 @@ def test_the_head_reads_every_register():
     assert model(image).shape == (2, 3)
     model.reset_classifier(0, "")
     assert model(image).shape == (2, 19, 64)
-    with pytest.raises(AssertionError, match="global_pool must be 'token' or ''"):
-        model.reset_classifier(3, "avg")
+    model.reset_classifier(3, "avg")
+    assert (model.head_hidden_size, model(image).shape) == (64, (2, 3))
     with pytest.raises(ValueError, match="embed_dim must be a multiple of neck_reduction, 3, got 64"):
         timm.create_model("test_mambar", neck_reduction=3)
+
+
+def test_published_weights_without_a_head(golden, tmp_path):
+    case, model = golden
+    torch.save({"model": published_weights(case)}, tmp_path / "a.pth")
+    headless = timm.create_model(case["name"], num_classes=0).eval()
+    load_pretrained(headless, tmp_path / "a.pth")
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        _, registers = split_registers(model.forward_features(image), 12)
+        torch.testing.assert_close(headless(image), registers.mean(1))
 
 
 def test_initial_weights_and_what_is_not_decayed():

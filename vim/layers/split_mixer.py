@@ -77,7 +77,7 @@ class SplitMixer(nn.Module):
             *(B.unsqueeze(1), C.unsqueeze(1)),
             D=self.D.to(dtype).unsqueeze(0),
             delta_bias=self.dt_proj.bias.to(dtype).unsqueeze(0) if self.double_dt_bias else None,
-            reverse=[False],
+            reverse=[0],
             delta_softplus=True,
         )
         return self.out_proj(torch.cat([y.squeeze(1), z], dim=-1))
