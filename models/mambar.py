@@ -12,13 +12,21 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from vim.checkpoints import checkpoint_filter_fn as checkpoint_filter_fn  # timm expects it beside the class
-from vim.layers import Factory, Init, RMSNorm, check_counts, insert_registers, split_registers
+from vim.layers import (
+    Factory,
+    Init,
+    MambaBackbone,
+    PatchEmbed,
+    RMSNorm,
+    check_counts,
+    insert_registers,
+    split_registers,
+)
 
 from ._registry import create, tag_facts
-from .vim import Vim
 
 
-class MambaR(Vim):
+class MambaR(MambaBackbone):
     """Vim with registers: each goes through one linear layer, and the head reads all of them.
 
     Args:
@@ -62,23 +70,33 @@ class MambaR(Vim):
         if embed_dim % neck_reduction:
             raise ValueError(f"embed_dim must be a multiple of neck_reduction, {neck_reduction}, got {embed_dim}")
         dd: Factory = {"device": device, "dtype": dtype}
-        super().__init__(
+        patch_embed = PatchEmbed(
             img_size=img_size,
             patch_size=patch_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            dynamic_img_size=dynamic_img_size,
+            **dd,
+        )
+        super().__init__(
+            patch_embed=patch_embed,
+            class_token="none",
             in_chans=in_chans,
             num_classes=0,  # the head is made when its input is known
             global_pool="",
             embed_dim=embed_dim,
             depth=depth,
-            d_state=d_state,
-            d_conv=d_conv,
-            expand=expand,
-            class_token="none",
-            dynamic_img_size=dynamic_img_size,
+            mixer={
+                "d_state": d_state,
+                "d_conv": d_conv,
+                "expand": expand,
+                "directions": "v2",
+                "combine": None,
+                "init": init,
+            },
             drop_rate=drop_rate,
             pos_drop_rate=pos_drop_rate,
             drop_path_rate=drop_path_rate,
-            init=init,
             wd_exempt_A=wd_exempt_A,
             **dd,
         )
@@ -103,10 +121,9 @@ class MambaR(Vim):
 
     def _init_embedding(self) -> None:
         super()._init_embedding()
-        if self.num_prefix_tokens:  # none while Vim is being made
-            trunc_normal_(self.pos_embed_cls, std=0.02)
-            if isinstance(self.neck, nn.Linear):
-                trunc_normal_(self.neck.weight, std=0.02)
+        trunc_normal_(self.pos_embed_cls, std=0.02)
+        if isinstance(self.neck, nn.Linear):
+            trunc_normal_(self.neck.weight, std=0.02)
 
     def _insert_tokens(self, patches: Tensor) -> Tensor:
         assert self.cls_token is not None
@@ -140,7 +157,7 @@ class MambaR(Vim):
         """Drop the layer before the head for a model without one."""
         if not self.concat_registers:
             weights = {key: weight for key, weight in weights.items() if not key.startswith(("neck.", "norm_neck."))}
-        return super().rename_weights(weights)
+        return weights
 
 
 _facts = partial(

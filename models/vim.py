@@ -5,12 +5,10 @@ https://arxiv.org/abs/2401.09417. Published code and weights: https://github.com
 """
 
 from functools import partial
-from typing import Literal, cast
+from typing import Literal
 
 import torch
-from timm.layers import lecun_normal_, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
-from torch import Tensor, nn
 
 from vim.checkpoints import checkpoint_filter_fn as checkpoint_filter_fn  # timm expects it beside the class
 from vim.layers import (
@@ -102,13 +100,6 @@ class Vim(MambaBackbone):
             **dd,
         )
         self.init_weights(needs_reset=False)
-
-    def _init_embedding(self) -> None:
-        for token in (self.cls_token, self.cls_token_head, self.cls_token_tail, self.pos_embed):
-            if token is not None:
-                trunc_normal_(token, std=0.02)
-        lecun_normal_(self.patch_embed.proj.weight)
-        nn.init.constant_(cast(Tensor, self.patch_embed.proj.bias), 0)
 
     def rename_weights(self, weights: dict[str, object]) -> dict[str, object]:
         """Drop the rotary tables of the authors' first checkpoints; the names are ours."""

@@ -186,7 +186,14 @@ def rename(
     while names != weights.keys():  # a family's prefix can hide a wrapper's, and the reverse
         names = weights.keys()
         weights = model.rename_weights(_strip_prefixes(weights))
-    return _check_tensors(weights, source, model.state_dict())
+    tensors = _check_tensors(weights, source, model.state_dict())
+    head = tensors.get(HEAD[0])
+    if head is not None and (head.dim() != 2 or not head.numel()):  # its rows become a model's classes
+        shape = tuple(head.shape)
+        raise UserError(
+            f"{source} is of another model: {HEAD[0]} is {shape} there and (classes, features) in the model"
+        )
+    return tensors
 
 
 def _unwrap(checkpoint: dict[str, object], source: str | Path, *, use_ema: bool) -> dict[str, object]:
@@ -238,13 +245,6 @@ def _check_tensors(
             raise UserError(
                 f"{source} has {key} as {value.dtype}, {value.layout}, on {value.device}: "
                 f"expected all numbers of a floating-point tensor of shape {tuple(value.shape)}"
-            )
-        if (
-            state is None and key == HEAD[0] and (value.dim() != 2 or not value.numel())
-        ):  # its rows become a model's classes
-            shape = tuple(value.shape)
-            raise UserError(
-                f"{source} is of another model: {key} is {shape} there and (classes, features) in the model"
             )
         tensors[key] = value
     return tensors

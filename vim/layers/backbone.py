@@ -4,7 +4,7 @@ import math
 from typing import Any, Literal, TypedDict, cast
 
 import torch
-from timm.layers import calculate_drop_path_rates, global_pool_nlc
+from timm.layers import calculate_drop_path_rates, global_pool_nlc, lecun_normal_, trunc_normal_
 from timm.models import checkpoint
 from torch import Tensor, nn
 
@@ -41,9 +41,9 @@ class MixerOptions(TypedDict):
 class MambaBackbone(TimmModel):
     """Patches, class tokens, `depth` Mamba blocks on a float32 residual stream, a linear head.
 
-    A family builds the patch embedding and defines :meth:`_init_embedding`. If its tokens are no plain grid of patches,
-    it also overrides :meth:`_positions`, :meth:`_flatten`, :meth:`_unflatten` and :meth:`_paths`; for other tokens than
-    class tokens, :meth:`_insert_tokens` and :meth:`_split_tokens`.
+    A family builds the patch embedding. If its tokens are no plain grid of patches, it overrides :meth:`_positions`,
+    :meth:`_flatten`, :meth:`_unflatten` and :meth:`_paths`; for other tokens than class tokens, :meth:`_insert_tokens`
+    and :meth:`_split_tokens`.
 
     Args:
         patch_embed: maps the input to patches (b, ..., d); the dimensions in between are the grid.
@@ -111,6 +111,13 @@ class MambaBackbone(TimmModel):
     def num_frames(self) -> int | None:
         """Frames of a clip; None for a model of images."""
         return self.patch_embed.num_frames
+
+    def _init_embedding(self) -> None:
+        for token in (self.cls_token, self.cls_token_head, self.cls_token_tail, self.pos_embed):
+            if token is not None:
+                trunc_normal_(token, std=0.02)
+        lecun_normal_(self.patch_embed.proj.weight)
+        nn.init.zeros_(cast(Tensor, self.patch_embed.proj.bias))
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
