@@ -1,10 +1,11 @@
-"""How families register with timm: the facts of a tag and the creator of a variant."""
+"""How families register with timm: the facts of a tag, the creator of a variant, and its entry in the registry."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg
+from timm.models import build_model_with_cfg, register_model
 
 from vim.checkpoints import checkpoint_filter_fn
 from vim.layers import FeatureGetter, TimmModel
@@ -57,3 +58,21 @@ def create(
         feature_cfg={"out_indices": model_class.out_indices, "feature_cls": FeatureGetter},
         **merged,
     )
+
+
+def register_variant(model_class: type[Model], name: str, doc: str, **defaults: object) -> None:
+    """Register a variant as a function of the family's module: importable and picklable, as a function written out.
+
+    Args:
+        model_class: the family.
+        name: the name without a tag.
+        doc: the function's docstring.
+        defaults: options of the variant; see :func:`create`.
+    """
+
+    def entrypoint(pretrained: bool = False, **options: object) -> Model:
+        return create(model_class, name, pretrained, options, **defaults)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__module__, entrypoint.__doc__ = model_class.__module__, doc
+    setattr(sys.modules[model_class.__module__], name, register_model(entrypoint))

@@ -4,7 +4,6 @@ Paper: MambaVision: A Hybrid Mamba-Transformer Vision Backbone, https://arxiv.or
 weights: https://github.com/NVlabs/MambaVision. The weights are for non-commercial use.
 """
 
-import re
 from functools import partial
 from typing import cast
 
@@ -29,7 +28,7 @@ from vim.layers import (
     init_linears,
 )
 
-from ._registry import create, tag_facts
+from ._registry import create, register_variant, tag_facts
 
 # published names, and ours
 NAMES = (
@@ -86,6 +85,8 @@ class MambaVision(StagedBackbone):
     Raises:
         ValueError: a size is not whole and positive, or the channels are no multiple of the heads.
     """
+
+    published_names = NAMES
 
     def __init__(
         self,
@@ -156,14 +157,6 @@ class MambaVision(StagedBackbone):
         super().init_weights(needs_reset)
         init_linears(self)
 
-    def rename_weight(self, key: str, weight: object) -> tuple[str, object]:
-        """Return a published weight under our name."""
-        for pattern, own in NAMES:
-            key, count = re.subn(f"^{pattern}", own, key)
-            if count:
-                break
-        return key, weight
-
 
 _NON_COMMERCIAL = "cc-by-nc-sa-4.0"
 _facts = partial(
@@ -233,20 +226,10 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 
 
-def _register(variant: str) -> None:
-    """Register a variant as a function of this module."""
-    name = f"mambavision_{variant}"
-
-    def entrypoint(pretrained: bool = False, **options: object) -> MambaVision:
-        return create(MambaVision, name, pretrained, options, **VARIANTS[variant])
-
-    entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f"MambaVision-{variant.upper()}; {default_cfgs[name].default.notes[0]}."
-    globals()[name] = register_model(entrypoint)  # importable and picklable, as a function written out
-
-
-for _variant in VARIANTS:
-    _register(_variant)
+for _variant, _options in VARIANTS.items():
+    _name = f"mambavision_{_variant}"
+    _doc = f"MambaVision-{_variant.upper()}; {default_cfgs[_name].default.notes[0]}."
+    register_variant(MambaVision, _name, _doc, **_options)
 
 
 @register_model

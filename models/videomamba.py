@@ -41,7 +41,7 @@ from vim.layers import (
     update_model_args,
 )
 
-from ._registry import create, tag_facts
+from ._registry import create, register_variant, tag_facts
 
 FIRST_CONV = "patch_embed.proj.weight"
 TIMES = "temporal_pos_embedding"
@@ -455,23 +455,16 @@ default_cfgs = generate_default_cfgs({**_published(), "test_videomamba.untrained
 
 
 def _register(letter: str, millions: int, frames: int | None, **architecture: int) -> None:
-    """Register the variant of a size for images, or for clips of so many frames, as a function of this module."""
+    """Register the variant of a size for images, or for clips of so many frames."""
     size = SIZES[letter]
     name = f"videomamba_{size}" + (f"_f{frames}" if frames else "")
-
-    def entrypoint(pretrained: bool = False, **options: object) -> VideoMamba:
-        return create(VideoMamba, name, pretrained, options, num_frames=frames, **architecture)
-
-    entrypoint.__name__ = entrypoint.__qualname__ = name
     inputs, data, file = (
         (f"clips of {frames} frames", "Kinetics-400", f"{letter}16_k400_f{frames}_res224")
         if frames
         else ("images", "ImageNet-1k", f"{letter}16_in1k_res224")
     )
-    entrypoint.__doc__ = (
-        f"VideoMamba-{size.title()} on {inputs}, {millions} M parameters, {PUBLISHED[file]} % {data} top-1 published."
-    )
-    globals()[name] = register_model(entrypoint)  # importable and picklable, as a function written out
+    doc = f"VideoMamba-{size.title()} on {inputs}, {millions} M parameters, {PUBLISHED[file]} % {data} top-1 published."
+    register_variant(VideoMamba, name, doc, num_frames=frames, **architecture)
 
 
 for _frames in (None, *NUM_FRAMES):

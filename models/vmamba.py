@@ -33,7 +33,7 @@ from vim.layers import (
     init_linears,
 )
 
-from ._registry import create, tag_facts
+from ._registry import create, register_variant, tag_facts
 
 # published names, of both generations before and after their renaming, and ours
 NAMES = (
@@ -48,13 +48,13 @@ NAMES = (
     (r"classifier\.head\.", "head."),
 )
 STEMS = {  # by generation
-    "v0": {"patch_embed.0.": "patch_embed.proj.", "patch_embed.2.": "patch_embed.norm."},
-    "v2": {
-        "patch_embed.0.": "patch_embed.conv1.",
-        "patch_embed.2.": "patch_embed.norm1.",
-        "patch_embed.5.": "patch_embed.conv2.",
-        "patch_embed.7.": "patch_embed.norm2.",
-    },
+    "v0": ((r"patch_embed\.0\.", "patch_embed.proj."), (r"patch_embed\.2\.", "patch_embed.norm.")),
+    "v2": (
+        (r"patch_embed\.0\.", "patch_embed.conv1."),
+        (r"patch_embed\.2\.", "patch_embed.norm1."),
+        (r"patch_embed\.5\.", "patch_embed.conv2."),
+        (r"patch_embed\.7\.", "patch_embed.norm2."),
+    ),
 }
 
 
@@ -129,7 +129,7 @@ class VMamba(StagedBackbone):
             not_decayed=("D", "A_log", "dt_bias") if wd_exempt_A else ("D",),
             **dd,
         )
-        self.version = str(version)
+        self.published_names = (*STEMS[version], *NAMES)
         self.init_weights(needs_reset=False)
 
     @torch.jit.ignore
@@ -140,14 +140,7 @@ class VMamba(StagedBackbone):
 
     def rename_weight(self, key: str, weight: object) -> tuple[str, object]:
         """Return a published weight under our name and in our shape."""
-        for published, own in STEMS[self.version].items():
-            if key.startswith(published):
-                return own + key.removeprefix(published), weight
-        for pattern, own in NAMES:
-            key, count = re.subn(f"^{pattern}", own, key)
-            if count:
-                break
-        return _reshape(key, weight)
+        return _reshape(*super().rename_weight(key, weight))
 
 
 # The mixer's stacked tensors: their last published name, ours, the dimensions, and how ours is made. The published ones
@@ -216,16 +209,10 @@ _DIMS = {"tiny": (96, 192, 384, 768), "small": (96, 192, 384, 768), "base": (128
 
 
 def _register(size: str, variant: str, depth: int, **options: object) -> None:
-    """Register a variant, as a function of this module, by the depth of its third stage."""
+    """Register a variant by the depth of its third stage."""
     name = f"vmamba_{size}_{variant}"
-    defaults = {"embed_dims": _DIMS[size], "depths": (2, 2, depth, 2), **options}
-
-    def entrypoint(pretrained: bool = False, **options: object) -> VMamba:
-        return create(VMamba, name, pretrained, options, **defaults)
-
-    entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f"VMamba-{size.title()} {variant}; {default_cfgs[name].default.notes[0]}."
-    globals()[name] = register_model(entrypoint)  # importable and picklable, as a function written out
+    doc = f"VMamba-{size.title()} {variant}; {default_cfgs[name].default.notes[0]}."
+    register_variant(VMamba, name, doc, embed_dims=_DIMS[size], depths=(2, 2, depth, 2), **options)
 
 
 for _size, _depth in (("tiny", 9), ("small", 27), ("base", 27)):

@@ -161,6 +161,7 @@ class StagedBackbone(TimmModel):
 
     blocks = "stages"
     out_indices = (0, 1, 2, 3)
+    published_names: tuple[tuple[str, str], ...] = ()  # patterns of how published names start, and our starts
 
     def __init__(
         self,
@@ -232,6 +233,10 @@ class StagedBackbone(TimmModel):
 
     def rename_weight(self, key: str, weight: object) -> tuple[str, object]:
         """Return a published weight under this model's name and in its shape. Of its own result, it changes nothing."""
+        for pattern, own in self.published_names:
+            key, count = re.subn(f"^{pattern}", own, key)
+            if count:
+                break
         return key, weight
 
     @torch.jit.ignore
