@@ -75,6 +75,8 @@ class VMamba(StagedBackbone):
         ValueError: an option is none of its names, or a size is not whole and positive.
     """
 
+    published_names = NAMES
+
     def __init__(
         self,
         *,
@@ -129,7 +131,7 @@ class VMamba(StagedBackbone):
             not_decayed=("D", "A_log", "dt_bias") if wd_exempt_A else ("D",),
             **dd,
         )
-        self.published_names = (*STEMS[version], *NAMES)
+        self.version = str(version)
         self.init_weights(needs_reset=False)
 
     @torch.jit.ignore
@@ -140,6 +142,8 @@ class VMamba(StagedBackbone):
 
     def rename_weight(self, key: str, weight: object) -> tuple[str, object]:
         """Return a published weight under our name and in our shape."""
+        for pattern, own in STEMS[self.version]:
+            key = re.sub(f"^{pattern}", own, key)
         return _reshape(*super().rename_weight(key, weight))
 
 
