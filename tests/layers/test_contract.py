@@ -4,6 +4,7 @@ A name that a release of timm removes fails as vim is imported. A name that it c
 """
 
 import ast
+import copy
 import importlib
 import inspect
 import pickle
@@ -12,7 +13,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.layers import set_reentrant_ckpt
 from timm.models import get_model_args, get_model_input_config
+from timm.optim import param_groups_layer_decay
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / "vim/layers/contract.py"
@@ -86,11 +90,18 @@ def test_no_other_file_imports_private_names_of_models():
 # What the contract promises of each family
 
 
-@pytest.fixture(params=["test_vim", "test_vim2", "test_videomamba"])
+STAGED = ["test_vim2", "test_vmamba", "test_mambavision"]
+
+
+@pytest.fixture(params=["test_vim", "test_videomamba", "test_mambar", *STAGED])
 def name(request):
     import vim  # noqa: F401  registers the models
 
     return request.param
+
+
+def blocks_of(model):
+    return model.stages if hasattr(model, "stages") else model.layers
 
 
 @pytest.mark.parametrize("options", [{}, {"img_size": (32, 64), "in_chans": 1}], ids=str)
@@ -105,10 +116,10 @@ def test_the_input_is_what_timm_records(name, options):
     with pytest.raises(ValueError, match="img_size must be at least the patch size"):
         model.set_input_size((2, 96))
     assert model.img_size == (96, 96)
-    least = 4 if name == "test_vim2" else 16
+    least = 4 if name in STAGED else 16
     model.set_input_size(least)
     assert model.img_size == (least, least)
-    assert model(torch.zeros(1, model.in_chans, least, least)).shape == (1, 1000)
+    assert model.eval()(torch.zeros(1, model.in_chans, least, least)).shape == (1, 1000)
 
 
 def test_frames_of_clips(name):
@@ -118,12 +129,14 @@ def test_frames_of_clips(name):
 
 def test_pruning_drops_what_no_longer_fits(name):
     model = timm.create_model(name)
-    blocks = model.stages if name == "test_vim2" else model.layers
+    blocks = blocks_of(model)
     width, indices = model.num_features, [0, 1]
     assert model.prune_intermediate_layers(indices, prune_head=False) == indices
-    assert len(model.stages if name == "test_vim2" else model.layers) == 2 < len(blocks)
-    if name == "test_vim2":  # narrower: the norm and the head go too
-        assert (model.num_features, model.head_hidden_size, model.embed_dim, model.num_classes) == (24, 24, 24, 0)
+    assert len(blocks_of(model)) == 2 < len(blocks)
+    if name in STAGED:  # narrower: the norm and the head go too
+        width = model.feature_info[1]["num_chs"]
+        assert (model.num_features, model.head_hidden_size, model.embed_dim) == (width, width, width)
+        assert model.num_classes == 0
         assert isinstance(model.norm_f, torch.nn.Identity) and isinstance(model.head, torch.nn.Identity)
     else:
         assert (model.num_features, model.num_classes) == (width, 1000)
@@ -136,7 +149,7 @@ def test_stopping_early(name):
     """The same map, the blocks after it left out, and a final norm only if it fits."""
     torch.manual_seed(0)
     model, image, calls = timm.create_model(name).eval(), torch.randn(1, 3, 64, 64), []
-    blocks = model.stages if name == "test_vim2" else model.layers
+    blocks = blocks_of(model)
     for block in blocks:
         block.register_forward_hook(lambda module, args, out: calls.append(out))
     want = model.forward_intermediates(image, indices=[1], intermediates_only=True)[0]
@@ -145,12 +158,13 @@ def test_stopping_early(name):
     features, maps = model.forward_intermediates(image, indices=[1], stop_early=True)
     assert len(calls) == 2
     assert torch.equal(maps[0], want)
-    assert torch.equal(features, want if name == "test_vim2" else model.norm_f(calls[1]))
+    assert torch.equal(features, want if name in STAGED else model.norm_f(calls[1]))
 
 
 def test_the_final_norm_follows_the_last_block_only(name):
     torch.manual_seed(0)
     model, image = timm.create_model(name).eval(), torch.randn(1, 3, 64, 64)
+    torch.nn.init.normal_(next(model.norm_f.parameters()))  # a batch norm that is new changes nothing
     plain, normed = (model.forward_intermediates(image, norm=norm, intermediates_only=True) for norm in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(plain[:-1], normed[:-1], strict=True))
     assert (plain[-1] - normed[-1]).abs().max() > 0.1
@@ -188,14 +202,15 @@ def test_the_head_starts_small(name):
 
 def test_checkpointing_reaches_every_block(name, monkeypatch):
     import vim.layers.backbone
+    import vim.layers.stages
     import vim.layers.weighted_averaging
 
     calls = []
-    for module in (vim.layers.backbone, vim.layers.weighted_averaging):
+    for module in (vim.layers.backbone, vim.layers.stages, vim.layers.weighted_averaging):
         real = module.checkpoint
         monkeypatch.setattr(module, "checkpoint", lambda *args, real=real: calls.append(1) or real(*args))
     model = timm.create_model(name)
-    layers = [layer for stage in model.stages for layer in stage.layers] if name == "test_vim2" else model.layers
+    layers = [layer for stage in model.stages for layer in stage.layers] if name in STAGED else model.layers
     for enable, count in ((True, len(layers)), (False, 0)):
         calls.clear()
         model.set_grad_checkpointing(enable)
@@ -205,6 +220,131 @@ def test_checkpointing_reaches_every_block(name, monkeypatch):
     features.set_grad_checkpointing()
     features(torch.zeros(1, 3, 64, 64))
     assert calls
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_changes_neither_gradients_nor_statistics(name, reentrant):
+    """Batch norms see each image once, although their blocks run twice."""
+    image, states = torch.randn(2, 3, 64, 64, requires_grad=True), []
+    try:
+        set_reentrant_ckpt(reentrant)
+        for enable in (False, True):
+            torch.manual_seed(0)
+            model = timm.create_model(name, drop_path_rate=0.5)
+            model.set_grad_checkpointing(enable)
+            model(image).square().sum().backward()
+            states.append({n: p.grad for n, p in model.named_parameters()} | dict(model.named_buffers()))
+    finally:
+        set_reentrant_ckpt(False)
+    torch.testing.assert_close(states[1], states[0])
+
+
+def test_rates_fall_from_block_to_block(name):
+    """From the head, whose rate is the optimizer's, to the stem; a stage's downsampling goes with its first block."""
+    model = timm.create_model(name)
+    names = {parameter: n for n, parameter in model.named_parameters()}
+    groups = param_groups_layer_decay(model, 0.05, layer_decay=0.5)
+    scales = {names[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    assert scales.keys() == set(names.values())
+    blocks = [f"layers.{i}." for i in range(len(blocks_of(model)))]
+    if name in STAGED:
+        blocks = [f"stages.{i}.layers.{j}." for i, stage in enumerate(model.stages) for j in range(len(stage.layers))]
+    want = {block: 0.5 ** (len(blocks) - i) for i, block in enumerate(blocks)}
+    want |= {f"stages.{i}.downsample.": want[f"stages.{i}.layers.0."] for i in range(4) if name in STAGED}
+    want |= {"norm_f.": 0.5, **dict.fromkeys(("head.", "neck.", "norm_neck."), 1.0)}
+    for parameter, scale in scales.items():
+        stem = 0.5 ** (len(blocks) + 1)  # what has no other place: the patches' embedding, tokens, positions
+        assert scale == next((want[start] for start in want if parameter.startswith(start)), stem), parameter
+
+
+def test_feature_maps_of_any_size(name):
+    options = {"dynamic_img_size": True, "out_indices": (0, 1, 2)} if name not in STAGED else {}
+    model = timm.create_model(name, features_only=True, **options).eval()
+    strides = [4, 8, 16, 32] if name in STAGED else [16, 16, 16]
+    assert model.feature_info.reduction() == strides
+    for rows, columns in ((64, 96), (71, 45), (33, 16)):
+        maps = model(torch.randn(1, 3, rows, columns))
+        assert [m.shape[1] for m in maps] == model.feature_info.channels()
+        for m, stride in zip(maps, strides, strict=True):
+            if name in STAGED:  # rounded up
+                assert m.shape[2:] == (-(-rows // stride), -(-columns // stride))
+            else:
+                assert m.shape[2:] == (rows // stride, columns // stride)
+    last = timm.create_model(name, features_only=True, out_indices=(-1,))
+    assert last.feature_info.reduction() == strides[-1:] and len(last(torch.randn(1, 3, 64, 64))) == 1
+
+
+def test_a_changed_model_is_copied(name):
+    torch.manual_seed(0)
+    model, image = timm.create_model(name).eval(), torch.randn(2, 3, 64, 64)
+    for change in (lambda: model.reset_classifier(7, "max"), lambda: model.prune_intermediate_layers([0])):
+        change()
+        for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+            assert torch.equal(copied(image), model(image))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_in_16_bits(name, dtype):
+    torch.manual_seed(0)
+    model, image = timm.create_model(name, drop_path_rate=0.1).train(), torch.randn(2, 3, 64, 64)
+    with torch.autocast("cpu", dtype):
+        logits = model(image)
+    torch.nn.functional.cross_entropy(logits, torch.tensor([1, 2])).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    whole = model.eval()(image)
+    with torch.autocast("cpu", dtype):
+        torch.testing.assert_close(model(image).float(), whole, rtol=0, atol=0.05 * whole.abs().max().item())
+    torch.testing.assert_close(
+        model.to(dtype)(image.to(dtype)).float(), whole, rtol=0, atol=0.05 * whole.abs().max().item()
+    )
+
+
+def test_derivatives_of_functions(name):
+    """Forward mode and one gradient for each image agree with reverse mode."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=32, num_classes=2, dtype=torch.float64).eval()
+    image, direction = torch.randn(2, 2, 3, 32, 32, dtype=torch.float64)
+    with sdpa_kernel(SDPBackend.MATH):  # PyTorch's other kernels have no forward mode
+        _, slope = torch.func.jvp(lambda x: model(x).sum(), (image,), (direction,))
+    (gradient,) = torch.autograd.grad(model(image.requires_grad_()).sum(), image)
+    torch.testing.assert_close(slope, (gradient * direction).sum())
+    each = torch.func.vmap(torch.func.grad(lambda x: model(x.unsqueeze(0)).sum()))(image.detach())
+    torch.testing.assert_close(each, gradient)
+
+
+FEW_BLOCKS = {
+    "test_mambar": {"depth": 1},
+    "test_vmamba": {"embed_dims": (8, 16), "depths": (1, 1)},
+    "test_mambavision": {"depths": (1, 1, 2, 2)},
+}
+
+
+@pytest.mark.parametrize("name", FEW_BLOCKS, indirect=True)
+@torch.no_grad()
+def test_a_compiled_model_is_one_graph(name):
+    """The other families' own files test the same."""
+    torch._dynamo.reset()
+    model, image = timm.create_model(name, num_classes=3, **FEW_BLOCKS[name]).eval(), torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(image), model(image))
+
+
+WRONG = {
+    "test_vim": ({"depth": 0}, {"embed_dim": 0}, {"d_state": 0}),
+    "test_mambar": ({"num_registers": 0}, {"depth": 0}, {"neck_reduction": 3}),
+    "test_videomamba": ({"depth": 0}, {"d_conv": 0}),
+    "test_vim2": ({"depths": (1, 1)}, {"expand": 0}),
+    "test_vmamba": ({"embed_dims": (8, 16)}, {"version": "v1"}, {"d_state": 0}),
+    "test_mambavision": ({"num_heads": (3, 4)}, {"window_sizes": (4,)}, {"stem_dim": 0}),
+}
+
+
+def test_options_that_make_no_model(name):
+    for options in ({"in_chans": 0}, {"num_classes": -1}, {"img_size": 2}, *WRONG[name]):
+        with pytest.raises(ValueError, match="must .*got"):
+            timm.create_model(name, **options)
+    with pytest.raises(TypeError, match="nothing"):
+        timm.create_model(name, nothing=1)
 
 
 # Registration
@@ -220,7 +360,8 @@ def test_variants_are_functions_of_their_module(name):
         assert entrypoint.__doc__.endswith(".")
         module = entrypoint.__module__.rpartition(".")[2]
         assert entrypoint.__module__ == f"vim.models.{module}" and variant in timm.list_models(module=module)
-    assert len(variants) == {"vim": 6, "vim2": 3, "videomamba": 16}[family]
+    counts = {"vim": 6, "vim2": 3, "videomamba": 16, "vmamba": 9, "mambar": 4, "mambavision": 9}
+    assert len(variants) == counts[family]
 
 
 def test_a_variants_options_give_way_to_the_users():
@@ -241,7 +382,7 @@ def test_fx_traces_every_family(name):
 
     torch.manual_seed(0)
     model, image = timm.create_model(name).eval(), torch.randn(1, 3, 64, 64)
-    block = "stages.1" if name == "test_vim2" else "layers.1"
+    block = "stages.1" if name in STAGED else "layers.1"
     model.feature_info = [{"module": block, "num_chs": 1, "reduction": 1}]
     traced = FeatureGraphNet(model, out_indices=(0,)).eval()
     maps = {}

@@ -8,7 +8,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from tests.layers.test_plain import FAMILIES, family  # noqa: F401  the fixture
 
-TRACED = [name for name in FAMILIES if name not in ("vim2", "tsm2")]
+TRACED = ["vim", "vim_v1", "vim_none", "videomamba", "mambar"]
 
 
 def twice_as_many(inputs):
@@ -31,7 +31,9 @@ def test_symbolic_trace(family):  # noqa: F811
         torch.testing.assert_close(traced(*images), model(*images), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["test_vim", "test_videomamba", "test_vim2"])
+@pytest.mark.parametrize(
+    "name", ["test_vim", "test_videomamba", "test_mambar", "test_vim2", "test_vmamba", "test_mambavision"]
+)
 def test_torchvision_extracts_features(name):
     model, image = timm.create_model(name).eval(), torch.randn(2, 3, 64, 64)
     leaves = {"leaf_modules": list(get_notrace_modules()), "autowrap_functions": list(get_notrace_functions())}

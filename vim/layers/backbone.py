@@ -9,6 +9,7 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from .block import MambaBlock
+from .checks import check_counts
 from .contract import TimmModel, feature_take_indices, update_model_input_size
 from .factory import Factory
 from .mamba import Directions, Init, MambaMixer
@@ -72,6 +73,7 @@ class MambaBackbone(TimmModel):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
+        check_counts(depth=depth, **{name: mixer[name] for name in ("d_state", "d_conv", "expand")})
         num_tokens = NUM_CLASS_TOKENS[class_token]
         super().__init__(
             in_chans=in_chans,

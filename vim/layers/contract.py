@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vim.checkpoints import TagFacts, load_pretrained
 
+from .checks import check_counts
 from .factory import Factory
 
 __all__ = [
@@ -62,6 +63,7 @@ class TimmModel(nn.Module):
         global_pool: str,
         not_decayed: tuple[str, ...],
     ) -> None:
+        check_counts(in_chans=in_chans, num_features=num_features)
         super().__init__()
         self.in_chans, self.num_classes, self.num_prefix_tokens = in_chans, num_classes, num_prefix_tokens
         self.not_decayed = not_decayed
@@ -94,6 +96,7 @@ class TimmModel(nn.Module):
         self.head = self._make_head(dd)
 
     def _make_head(self, dd: Factory) -> nn.Module:
+        check_counts(least=0, num_classes=self.num_classes)
         return nn.Linear(self.head_hidden_size, self.num_classes, **dd) if self.num_classes > 0 else nn.Identity()
 
     @torch.jit.ignore

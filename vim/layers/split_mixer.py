@@ -70,13 +70,14 @@ class SplitMixer(nn.Module):
         x = F.silu(self.conv1d_x(x)).transpose(1, 2)
         z = F.silu(self.conv1d_z(z)).transpose(1, 2)
         dt, B, C = self.x_proj(x).unsqueeze(2).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = self.dt_proj(dt.squeeze(2))
+        dt = dt.squeeze(2)
+        # by halves, which is exact: a quantized layer's bias cannot be read
+        delta = 2 * self.dt_proj(dt / 2) if self.double_dt_bias else self.dt_proj(dt)
         dtype = residual_dtype(x)
         y, _ = torch.ops.vim.selective_scan(
             *(x.unsqueeze(1), delta.unsqueeze(1), torch.exp(self.A_log.to(dtype)).neg().unsqueeze(0)),
             *(B.unsqueeze(1), C.unsqueeze(1)),
             D=self.D.to(dtype).unsqueeze(0),
-            delta_bias=self.dt_proj.bias.to(dtype).unsqueeze(0) if self.double_dt_bias else None,
             reverse=[0],
             delta_softplus=True,
         )

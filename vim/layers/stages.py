@@ -110,10 +110,25 @@ class ResidualStack(nn.Sequential):
         x = x.to(residual_dtype(x))
         for block in self:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x)
+                # a compiled block needs no care: its backward pass computes what it needs, and updates nothing
+                x = checkpoint(block if torch.compiler.is_compiling() else _UpdatedOnce(block), x)
             else:
                 x = block(x)
         return x
+
+
+class _UpdatedOnce:
+    """A checkpointed block whose second run, in the backward pass, does not update statistics of batch norms again."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block, self.runs = block, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        if self.runs == 1:
+            return self.block(x)
+        copies = {name: buffer.clone() for name, buffer in self.block.named_buffers()}
+        return torch.func.functional_call(self.block, copies, x)
 
 
 class Stage(nn.Module):
