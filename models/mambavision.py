@@ -86,7 +86,7 @@ class MambaVision(StagedBackbone):
         ValueError: a size is not whole and positive, or the channels are no multiple of the heads.
     """
 
-    published_names = NAMES
+    published_names, published_compute = NAMES, "layers"
 
     def __init__(
         self,

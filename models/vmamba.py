@@ -75,7 +75,7 @@ class VMamba(StagedBackbone):
         ValueError: an option is none of its names, or a size is not whole and positive.
     """
 
-    published_names = NAMES
+    published_names, published_compute = NAMES, "scans"
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ ALLOWED = {
     "models": {"layers", "checkpoints"},
     "vim/data": {"errors", "fields", "options"},
     "vim/engine": {"checkpoints", "data", "errors", "fields", "options", "registry", "typing"},
-    "vim/measure": {"data", "errors", "kernels", "models", "registry", "typing"},
+    "vim/measure": {"data", "errors", "kernels", "layers", "models", "registry", "typing"},
     "vim/tasks": {"checkpoints", "data", "engine", "errors", "fields", "models", "options", "registry", "typing"},
 }
 PARTS = {

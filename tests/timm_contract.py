@@ -7,9 +7,10 @@ timm's tests are in its source distribution only; take that of the installed ver
         sdist/timm-VERSION/tests/test_model_input.py --rootdir sdist/timm-VERSION
 
 Tests parametrised over timm's registry run on every model that `import vim` registers, or on those of them that match
-the variable CONTRACT_MODELS (wildcards, commas between). Those of timm's tests for models by name that fit ours run on
-the `test_*` models; the others are of timm's families, and left out. So are those that download weights. Models of
-clips, whose names end in a number of frames, as `videomamba_tiny_f8`, cannot take the images of timm's tests.
+the variable CONTRACT_MODELS (wildcards, commas between). Models of maps, whose configs have a `pool_size`, run the
+tests of convolutional networks; the others those of transformers. Those of timm's tests for models by name that fit
+ours run on the `test_*` models; the others are of timm's families, and left out. So are those that download weights.
+Models of clips, whose names end in a number of frames, as `videomamba_tiny_f8`, cannot take the images of timm's tests.
 """
 
 import fnmatch
@@ -31,6 +32,7 @@ OURS = [
     for name in timm.list_models()
     if name not in theirs and not CLIPS.search(name) and any(fnmatch.fnmatch(name, wildcard) for wildcard in WILDCARDS)
 ]
+MAPS = [name for name in OURS if timm.get_pretrained_cfg(name).pool_size]
 SMALL = [name for name in OURS if name.startswith("test_")]
 # the tests that name timm's models, and what they run with here: values for their parameters after the model's name
 NAMED = {
@@ -40,31 +42,38 @@ NAMED = {
     "test_prune_intermediate_layers_params_used": (),
     "test_head_hidden_size": ({},),
     "test_catavgmax_unsupported": (),
+    "test_feature_getter_stage_ends_torchscript": (),
+    "test_features_only_feature_cls_class": (),
+    "test_prune_to_stem_feature": (),
+    "test_prune_intermediate_layers_last_feature": (True,),
+    "test_export_tracks_reset_pool_in_head": (3, "max"),
+    "test_export_tracks_reset_classifier_structure": ({}, "avg", None),
     "test_forward_intermediates_stop_early_final_norm": ({},),
     "test_model_init_weights_after_to_empty": ({},),
     "test_headless_checkpoint_reload": ({},),
     "test_default_resize_hub_roundtrip": ({}, 64, 96),
 }
+NAMED_MAPS = (  # those of them for models of maps alone
+    "test_feature_getter_stage_ends_torchscript",
+    "test_prune_to_stem_feature",
+    "test_prune_intermediate_layers_last_feature",
+)
 list_all = registry.list_models
 covered = set()
 
 
 def list_ours(filter="", module="", pretrained=False, exclude_filters="", name_matches_cfg=False, include_tags=None):
-    """timm.list_models for ours alone, which are tested as the transformers are: tokens in a sequence."""
+    """timm.list_models for ours alone: models of maps beside the convolutional networks, others beside transformers."""
     if pretrained:  # a test that downloads weights
         return []
-    sequence_models = "vit_*" in filter
-    if "vit_*" in exclude_filters:  # a test of convolutional feature maps
-        return []
-    names = list_all(
-        "" if sequence_models else filter,
-        "" if "vision_transformer" in module else module,
-        pretrained,
-        exclude_filters,
-        name_matches_cfg,
-        include_tags,
-    )
-    return [name for name in names if name.split(".")[0] in OURS]
+    kind = OURS
+    if "vit_*" in filter:  # a test of transformers
+        filter, kind = "", [name for name in OURS if name not in MAPS]
+    elif "vit_*" in exclude_filters:  # a test of convolutional networks
+        kind = MAPS
+    module = "" if "vision_transformer" in module else module
+    names = list_all(filter, module, pretrained, exclude_filters, name_matches_cfg, include_tags)
+    return [name for name in names if name.split(".")[0] in kind]
 
 
 timm.list_models = timm.models.list_models = list_ours
@@ -78,8 +87,10 @@ def pytest_generate_tests(metafunc):
     if name in NAMED:
         for mark in metafunc.definition.iter_markers("parametrize"):
             names = mark.args[0]
-            rows = [model if isinstance(names, str) and "," not in names else (model, *NAMED[name]) for model in SMALL]
-            mark.args[1][:] = rows
+            models = [model for model in SMALL if model in MAPS or name not in NAMED_MAPS]
+            mark.args[1][:] = [
+                model if isinstance(names, str) and "," not in names else (model, *NAMED[name]) for model in models
+            ]
 
 
 def pytest_collection_modifyitems(config, items):

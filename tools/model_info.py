@@ -11,9 +11,10 @@ from vim.registry import own_models
 
 NOTES = """\
 Of one forward pass of {images}. 1 G is 10^9; a MAC is a multiply-add.
-GMACs, published  what the published figures count, and call FLOPs: matrix products and convolutions, but inside a
-                  mixer only in_proj and out_proj, because fvcore does not see into the fused kernel between them
-GMACs, all        also the products inside that kernel: the depthwise convolution, x_proj and dt_proj
+GMACs, published  what the published figures count, and call FLOPs. Matrix products and convolutions; inside a mixer
+                  only in_proj and out_proj, because fvcore does not see into the fused kernel between them. VMamba's
+                  figures have all products, and the scan; MambaVision's have all but attention's
+GMACs, all        all matrix products and convolutions: inside a mixer also x_proj, dt_proj, the depthwise convolution
 GFLOPs, scan      9 for each image, direction, token, channel and state, as Mamba's author estimates:
                   https://github.com/state-spaces/mamba/issues/110
 GFLOPs, total     2 for each MAC, plus the scan. Norms, activations, gates and sums are not counted."""

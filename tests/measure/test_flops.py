@@ -1,5 +1,6 @@
 import csv
 import functools
+from dataclasses import replace
 
 import pytest
 import timm
@@ -8,8 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import vim  # noqa: F401  registers the models
+from tests.tiny import load_tool
 from vim.kernels import causal_conv1d, selective_scan
-from vim.measure import FORMULAS, count
+from vim.measure import FORMULAS, cost_of, count
 
 IMAGE = (3, 224, 224)
 PASSES = (torch.inference_mode, torch.no_grad, torch.enable_grad)
@@ -37,6 +39,44 @@ def test_known_figures(name, published, inside, scan):
         assert (counts.macs - counts.published_macs) / 1e9 == pytest.approx(inside, abs=5e-4)
         assert counts.scan_flops / 1e9 == pytest.approx(scan, abs=5e-4)
     assert counts.flops == 2 * counts.macs + counts.scan_flops
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "error"),
+    [
+        ("vmamba_tiny_v0", 5.6, 0.005),
+        ("vmamba_base_v0", 18.0, 0.02),
+        ("vmamba_tiny_s2l5", 4.9, 0.02),
+        ("vmamba_small_s2l15", 8.7, 0.01),
+        ("vmamba_tiny_s1l8", 4.9, 0.01),
+        ("vmamba_base_s1l20", 15.2, 0.005),
+        ("mambavision_t", 4.4, 0.015),
+        ("mambavision_t2", 5.1, 0.01),
+        ("mambavision_b", 15.0, 0.005),
+        ("mambavision_l2_512", 196.3, 0.005),
+        ("mambavision_l3", 122.3, 0.002),
+    ],
+)
+def test_figures_of_other_conventions(name, published, error):
+    model = on_meta(name)
+    counts = count(model, (3, *model.img_size))
+    assert counts.published_macs / 1e9 == pytest.approx(published, rel=error)
+
+
+def test_scans_and_attention_by_hand():
+    """One block of each kind, and what the figures differ by."""
+    l, dim, e, n, r = 8 * 8, 16, 16, 1, 1
+    model = on_meta("test_vmamba", embed_dims=(dim,), depths=(1,), img_size=32)
+    counts = count(model, (3, 32, 32))
+    assert counts.scan_flops == 4 * 9 * l * e * n
+    assert (
+        counts.macs - (counts.published_macs - counts.scan_flops) == 4 * l * r * e
+    )  # zeros beside each route's weights
+
+    model = on_meta("test_mambavision", depths=(1, 1, 1, 2), window_sizes=(3, 3), img_size=64)
+    counts = count(model, (3, 64, 64))
+    assert counts.scan_flops == 9 * 8 * (4 * 9 * 16 + 9 * 32)  # 4 x 4 tokens in 4 windows, 2 x 2 in one
+    assert counts.macs - counts.published_macs == 2 * 9 * 9 * 64
 
 
 def test_by_hand():
@@ -154,9 +194,11 @@ def test_tool(call):
     assert "Of one forward pass of one image." in output
 
 
-def test_tool_without_names_takes_ours(call):
+def test_tool_without_names_takes_ours(call, monkeypatch):
+    cost = cost_of("test_vim")  # counting all would take a minute
+    monkeypatch.setattr(load_tool("model_info"), "cost_of", lambda name, *options: replace(cost, model=name))
     names = set(cells(call()[1]))
-    assert {"vim_nano", "vim_tiny", "vim_base"} <= names
+    assert {"vim_nano", "vim_tiny", "vim_base", "vmamba_tiny_s1l8", "mambar_large", "mambavision_l3_512"} <= names
     assert "deit_tiny_patch16_224" not in names
 
 

@@ -4,6 +4,8 @@ This is the only file that imports private names of timm's models. If a release 
 tests/layers/test_contract.py fails under that name.
 """
 
+from typing import Literal
+
 import torch
 from timm.layers import get_device_dtype, trunc_normal_
 from timm.models._features import FeatureGetterNet, feature_take_indices
@@ -52,6 +54,7 @@ class TimmModel(nn.Module):
 
     blocks = "layers"  # the attribute that holds the blocks whose outputs are feature maps
     out_indices: int | tuple[int, ...] = 3  # of these blocks, for `features_only=True`; an int for the last ones
+    published_compute: Literal["projections", "scans", "layers"] = "projections"  # see vim.measure.Counts
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vim  # noqa: F401  registers the ops and the models
 from vim.errors import UserError, describe
+from vim.layers import S6
 from vim.registry import check_name
 from vim.typing import VisionModel
 
@@ -55,10 +56,12 @@ class Counts:
     """The compute of one forward pass. Norms, activations, gates and sums are not counted.
 
     Attributes:
-        published_macs: multiply-adds as in the published figures, which call them FLOPs: matrix products and
-            convolutions, except those between a mixer's input and output projections. The published counts come from
-            fvcore, which does not see into Mamba's fused kernel
-            (https://github.com/OpenGVLab/VideoMamba/issues/18).
+        published_macs: multiply-adds as in the published figures, which call them FLOPs. What they count differs by
+            family, `model.published_compute`. "projections": matrix products and convolutions, except those between a
+            mixer's input and output projections, because fvcore does not see into Mamba's fused kernel
+            (https://github.com/OpenGVLab/VideoMamba/issues/18). "scans" (VMamba): all products, and as many more as
+            the scans have FLOPs; the products that project steps without the zeros by which ours joins the routes.
+            "layers" (MambaVision): all products but attention's.
         macs: multiply-adds of all matrix products and convolutions.
         scan_flops: FLOPs of the scans, 9 for each image, direction, token, channel and state.
     """
@@ -96,8 +99,8 @@ class Cost:
 def count(model: nn.Module, input_size: Sequence[int], batch_size: int = 1) -> Counts:
     """Count one forward pass of a model, in its present mode, on inputs of `input_size`: (c, h, w) or (c, t, h, w).
 
-    The model is not changed or moved: a copy without data runs. `published_macs` leaves out the products inside each
-    module that scans and has an `in_proj` and an `out_proj`, but counts these two.
+    The model is not changed or moved: a copy without data runs. A mixer is a module that scans and has an `in_proj` and
+    an `out_proj`.
 
     Raises:
         Exception: whatever the model raises for inputs of this size.
@@ -111,11 +114,13 @@ def count(model: nn.Module, input_size: Sequence[int], batch_size: int = 1) -> C
     flops = counter.get_flop_counts()
     everything = flops.get("Global", {})
     products = _products(everything)
-    return Counts(
-        published_macs=(products - _inside_mixers(flops)) // 2,
-        macs=products // 2,
-        scan_flops=sum(everything.values()) - products,
-    )
+    scans = sum(everything.values()) - products
+    published = {
+        "projections": products - _between(flops, "in_proj", "out_proj", scans=True),
+        "scans": products - _zeros(model, flops) + 2 * scans,
+        "layers": products - _between(flops, "qkv", "proj", scans=False),
+    }[getattr(model, "published_compute", "projections")]
+    return Counts(published_macs=published // 2, macs=products // 2, scan_flops=scans)
 
 
 def cost_of(name: str, img_size: int | None = None, batch_size: int = 1) -> Cost:
@@ -160,15 +165,29 @@ def _products(flops: Flops) -> int:
     return sum(number for op, number in flops.items() if op not in _SCANS)
 
 
-def _inside_mixers(flops: Mapping[str, Flops]) -> int:
-    """The FLOPs of products between the input and output projections of modules that scan.
+def _between(flops: Mapping[str, Flops], first: str, last: str, *, scans: bool) -> int:
+    """The FLOPs of products between two projections of modules that have both, and scan or do not.
 
     Args:
         flops: by module and op.
     """
-    inside = 0
+    between = 0
     for name, own in flops.items():
-        projections = [f"{name}.in_proj", f"{name}.out_proj"]
-        if _SCANS.keys() & own.keys() and flops.keys() >= set(projections):
-            inside += _products(own) - sum(_products(flops[projection]) for projection in projections)
-    return inside
+        projections = [f"{name}.{first}", f"{name}.{last}"]
+        if bool(_SCANS.keys() & own.keys()) == scans and flops.keys() >= set(projections):
+            between += _products(own) - sum(_products(flops[projection]) for projection in projections)
+    return between
+
+
+def _zeros(model: nn.Module, flops: Mapping[str, Flops]) -> int:
+    """The FLOPs of products with zeros: of g routes, one matrix with g blocks projects the steps.
+
+    Args:
+        flops: by module and op.
+    """
+    zeros = 0
+    for name, module in model.named_modules():
+        if isinstance(module, S6):
+            routes = module.dt_weight.shape[1]
+            zeros += _products(flops[f"{type(model).__name__}.{name}"]) * (routes - 1) // routes
+    return zeros
