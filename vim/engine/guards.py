@@ -26,7 +26,7 @@ REMEDIES = {
 
 @contextmanager
 def advice(work_dir: Path) -> Iterator[None]:
-    """Turn full memory, dead workers and full disks into a UserError that says what to do. Saves stay whole."""
+    """Turn full memory, dead workers, full disks, batches of one into a UserError with advice. Saves stay whole."""
     resume = f"then go on with --resume from {work_dir}"
     try:
         yield
@@ -34,6 +34,13 @@ def advice(work_dir: Path) -> Iterator[None]:
         raise UserError(
             "the GPU's memory is full: halve data.batch_size and double train.accumulate, which leaves the recipe as "
             f"it is, or set train.grad_checkpointing=True; {resume}"
+        ) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "a batch norm of the model cannot be trained on one value a channel: set data.batch_size to at least 2, "
+            "or a larger model.img_size"
         ) from error
     except (RuntimeError, ConnectionError, EOFError) as error:
         # ConnectionError, EOFError: the worker died while it sent a batch
