@@ -44,6 +44,8 @@ class ImageTrainOptions(TrainOptions):
     class_weights: Literal["balanced"] | tuple[float, ...] | dict[str, float] | None = option(
         None, "weight of each class in the loss; the classes that a dict leaves out have 1", above=0
     )
+    mesa: float = option(0.0, "weight in the loss of the running average as a teacher", at_least=0)
+    mesa_start: float = option(0.25, "part of the epochs before it teaches", at_least=0, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +311,13 @@ class ImageRecipe(Recipe):
     mixup: Section | None = None
     teacher: Section | None = None
     masking: Section | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train.mesa and self.train.ema_decay is None:
+            raise UserError("train.mesa needs a running average: set train.ema_decay too, such as 0.9998")
+        if self.train.mesa and self.masking is not None:
+            raise UserError("train.mesa and masked pre-training do not go together: set train.mesa=0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from vim.engine.launch import launch
 from vim.engine.loop import Loop
 from vim.engine.weights import find_last, read_run
 from vim.errors import UserError
-from vim.options import ImageData, Recipe, TrainOptions
+from vim.options import ImageData, ImageTrainOptions, Recipe
 
 
 class Slope:
@@ -22,12 +22,13 @@ class Slope:
         nn.init.zeros_(self.model.weight)
         self.values, self.figures, self.notes = batches, list(figures), {}
         self.batches_per_epoch = len(batches)
-        self.evaluated = []
+        self.evaluated, self.taught = [], []
 
     def batches(self, epoch, start):
         return iter([torch.tensor([[float(x)]]) for x in self.values[start:]])
 
-    def loss(self, student, batch):
+    def loss(self, student, batch, average):
+        self.taught.append(average is not None)
         return student(batch).mean()
 
     def evaluate(self, model):
@@ -53,7 +54,7 @@ def loop_of(task, folder, *, epochs=1, lr=1.0, momentum=0.0, weight_decay=0.0, r
         data=ImageData(dataset="none", batch_size=1, num_workers=0),
         optimizer={"opt": "momentum", "lr": lr, "momentum": momentum, "weight_decay": weight_decay},
         schedule={"sched": "step", "decay_epochs": 1000, "num_epochs": epochs, "warmup_epochs": 0},
-        train=TrainOptions(**options),
+        train=ImageTrainOptions(**options),
     )
     return Loop(task, recipe, folder, launch(recipe.train), resume)
 
@@ -92,6 +93,18 @@ def test_the_running_average_starts_from_the_first_trained_weights(tmp_path):
     assert task.evaluated == [average]
     assert weight_of(tmp_path / "last.pth") == average
     assert read_run(tmp_path / "last.pth")["training"]["model"]["weight"].item() == -7
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [({"mesa": 0.5}, [2, 3, 4]), ({"mesa": 0.5, "mesa_start": 0.6}, [4]), ({"mesa_start": 0.0}, [])],
+)
+def test_when_the_running_average_teaches(options, epochs, tmp_path):
+    """From the first epoch on before which more than `mesa_start` of the epochs are done."""
+    task = Slope([1, 1])
+    loop_of(task, tmp_path, epochs=5, ema_decay=0.75, **options).fit()
+    assert [i for i, taught in enumerate(task.taught[::2]) if taught] == epochs
+    assert task.taught[::2] == task.taught[1::2]
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_updates_that_were_not_skipped(tmp_path):

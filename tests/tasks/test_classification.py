@@ -12,6 +12,7 @@ from tests.tiny import FewDigits, few_digits, run_of, tiny_recipe
 from vim.data.datasets import BUILT_IN
 from vim.engine.weights import load_trained, save_for_timm
 from vim.errors import UserError
+from vim.tasks.classification.losses import divergence
 from vim.tasks.classification.train import plot_run
 
 
@@ -57,6 +58,19 @@ def test_a_model_of_a_folder_is_kept_by_its_registered_name(tmp_path):
     assert state["meta"]["model"]["model_name"] == "test_vim"
     assert (state["meta"]["model"]["depth"], state["meta"]["model"]["num_classes"]) == (2, 10)
     assert state["meta"]["eval_transform"]["mean"] == [0.25]
+
+
+def test_what_the_running_average_teaches(tmp_path):
+    """The weighted divergence of its logits is added to the loss, and it gets no gradient."""
+    task = run_of(tiny_recipe(train__ema_decay=0.9, train__mesa=0.5), tmp_path).task
+    average = timm.create_model(**{**task.recipe.model, "depth": 1}).eval()
+    batch = next(task.batches(0, 0))
+    task.model.eval()
+    alone, both = task.loss(task.model, batch, None), task.loss(task.model, batch, average)
+    both.backward()
+    added = 0.5 * divergence(task.model(batch.images), average(batch.images))
+    assert (both - alone).item() == pytest.approx(added.item(), rel=1e-4)
+    assert all(parameter.grad is None for parameter in average.parameters())
 
 
 class Broken(FewDigits):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tests.tiny import tiny_recipe
 from vim.errors import UserError
-from vim.tasks.classification.losses import KnownBinaryCrossEntropy, build_loss, soft
+from vim.tasks.classification.losses import KnownBinaryCrossEntropy, build_loss, divergence, soft
 
 WEIGHTS = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
 MIXUP = {"mixup__mixup_alpha": 0.8, "mixup__mode": "elem"}
@@ -86,3 +86,11 @@ def test_mixing_does_not_fit():
         build_loss(tiny_recipe(**MIXUP, data__batch_size=5), 3, several=True)
     with pytest.raises(UserError, match="the config's mixup does not fit: "):
         build_loss(tiny_recipe(**MIXUP | {"mixup__mixup_alpha": 0.0}), 3, several=False)
+
+
+def test_the_running_average_as_a_teacher():
+    """50 times the mean over the images of the sum of q log(q / p), both at a temperature of 3."""
+    logits, wanted = (3 * drawn(2, 4, 3)).float()
+    p, q = (x.double().div(3).exp() / x.double().div(3).exp().sum(1, keepdim=True) for x in (logits, wanted))
+    loss = 50 * (q * (q / p).log()).sum() / 4
+    assert float(divergence(logits, wanted)) == pytest.approx(float(loss), rel=1e-5)

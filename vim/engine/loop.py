@@ -36,11 +36,12 @@ from vim.engine.guards import StopRequest, advice, first_bad_layer
 from vim.engine.log import Bar, logging_to, on_terminal, progress_bar, write_environment
 from vim.engine.resuming import check_names, check_optimizer, check_rows, refuse_changes
 from vim.engine.schema import Meta, check
+from vim.engine.statistics import running_statistics, share_statistics
 from vim.engine.students import Student, own_weights
 from vim.engine.trackers import Trackers
 from vim.engine.weights import Save, State, save_last
 from vim.errors import UserError
-from vim.options import Recipe
+from vim.options import ImageTrainOptions, Recipe
 from vim.registry import WEIGHTS_FROM, architecture
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # gathers a model that is spread over processes
@@ -77,8 +78,11 @@ class Task(Protocol[Batch]):
         """Yield the batches of an epoch from number `start` on, at least `batches_per_epoch` in all, or raise."""
         ...
 
-    def loss(self, student: nn.Module, batch: Batch) -> Tensor:
-        """Return the loss of a batch, a scalar. `student` may be wrapped for several processes."""
+    def loss(self, student: nn.Module, batch: Batch, average: nn.Module | None) -> Tensor:
+        """Return the loss of a batch, a scalar. `student` may be wrapped for several processes.
+
+        `average` is the running average of the model once it is to teach the model, otherwise None.
+        """
         ...
 
     def evaluate(self, model: nn.Module) -> Figures:
@@ -156,7 +160,7 @@ class Loop(Generic[Batch]):
         self.student, self.optimizer = accelerator.prepare(task.student, optimizer)
         if self.ema is not None:
             self.ema.to(accelerator.device)
-        self.running = _running_statistics(task.student)
+        self.running = running_statistics(task.student)
 
         # the schedule, in updates of the optimizer
         self.accumulate = self.options.accumulate
@@ -290,7 +294,14 @@ class Loop(Generic[Batch]):
         """Return the loss of batch `i` of an update, whose random choices follow from its place in the run."""
         seed_all(self.options.seed, number, i, self.accelerator.process_index)
         with self.accelerator.autocast():
-            return self.task.loss(student, batch)
+            return self.task.loss(student, batch, self._teacher())
+
+    def _teacher(self) -> nn.Module | None:
+        """Return the running average, once the recipe wants it as a teacher."""
+        options = self.options
+        if self.ema is None or not isinstance(options, ImageTrainOptions) or options.mesa == 0:
+            return None
+        return self.ema.module if self.at.epoch > options.mesa_start * self.num_epochs else None
 
     def _skip(self, batches: Sequence[Batch], number: int, loss: float, running: Sequence[Tensor]) -> None:
         """Leave the model as it was, log the first layer that is not finite, and raise if it goes on."""
@@ -321,7 +332,9 @@ class Loop(Generic[Batch]):
     # The end of an epoch
 
     def _evaluate(self) -> Figures:
-        figures = self.task.evaluate(self.task.model if self.ema is None else self.ema.module)
+        model = self.task.model if self.ema is None else self.ema.module
+        share_statistics(model)
+        figures = self.task.evaluate(model)
         for name, value in figures.items():
             if not math.isfinite(value):
                 before = f"; the run in {self.work_dir} is saved up to before" if self.rows else ""
@@ -431,9 +444,3 @@ class Loop(Generic[Batch]):
             self.accelerator.scaler.load_state_dict(training["scaler"])
         self.rows, self.at = training["rows"], Position(**training["position"])
         self.task.notes.update(training["notes"])
-
-
-def _running_statistics(student: nn.Module) -> list[Tensor]:
-    """Return the buffers of batch norms, which a forward pass in training changes."""
-    norms = [module for module in student.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-    return [buffer for norm in norms for buffer in norm.buffers()]

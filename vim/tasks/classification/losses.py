@@ -1,6 +1,7 @@
 """The losses of classifiers: of one class an image, and of any number of labels."""
 
 import torch
+import torch.nn.functional as F
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
@@ -33,6 +34,15 @@ class KnownBinaryCrossEntropy(nn.Module):
 def soft(labels: Tensor) -> Tensor:
     """Return labels (b, classes) of 1, 0 and `IGNORED` as targets that can be mixed: NaN where not known."""
     return labels.float().masked_fill(labels == IGNORED, torch.nan)
+
+
+def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return 50 KL(wanted || logits) of logits (b, classes) at a temperature of 3, averaged over the images: MESA.
+
+    Source: https://arxiv.org/abs/2205.14083. The factor and the temperature are those of MambaVision's published code.
+    """
+    log_p, log_q = ((x.float() / 3).log_softmax(1) for x in (logits, wanted))
+    return 50 * F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
 
 
 def build_loss(

@@ -21,7 +21,7 @@ from vim.errors import UserError
 from vim.options import ImageRecipe
 from vim.registry import create
 from vim.tasks.classification.evaluate import AnyEvaluation, Evaluation, evaluate, evaluate_several
-from vim.tasks.classification.losses import build_loss, soft
+from vim.tasks.classification.losses import build_loss, divergence, soft
 from vim.tasks.classification.multilabel import MultiLabelEvaluation
 from vim.tasks.images import Images, teacher_facts
 from vim.typing import VisionModel
@@ -52,6 +52,8 @@ class Classification:
         self.model = build_model({**recipe.model, **({"pretrained": False} if resume else {})})
         splits = build_datasets(recipe.data, image_mode(self.model))
         self.classes, self.several = _classes(splits, self.model), several_labels(splits.train)
+        if self.several and recipe.train.mesa:
+            raise UserError("train.mesa needs one class an image, and these may have several labels: set train.mesa=0")
         known = resume.state["meta"].get("thresholds") if resume else None
         self.thresholds: list[float] = known or [0.5] * len(self.classes)
         self.teacher: VisionModel | None = None
@@ -75,7 +77,7 @@ class Classification:
         """Yield the training batches of an epoch from number `start` on."""
         return self.images.batches(epoch, start)
 
-    def loss(self, student: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, student: nn.Module, batch: Batch, average: nn.Module | None = None) -> Tensor:
         """Return the loss of images (b, c, h, w) or clips (b, c, t, h, w), mixed and labelled."""
         images, targets = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch[:2])
         if self.several:
@@ -83,12 +85,18 @@ class Classification:
         if self.mixup is not None:
             mixed, targets = self.mixup(images.flatten(1, -3), targets)  # the frames of a clip as channels
             images = mixed.view(images.shape)
-        if self.teacher is None:
-            return self.criterion(student(images), targets)
-        logits, tokens = student(images)
-        with torch.no_grad():
-            wanted = self.teacher.forward_features(images)
-        return self.criterion(logits, targets) + distance(tokens, wanted)
+        output = student(images)
+        logits = output if self.teacher is None else output[0]
+        loss = self.criterion(logits, targets)
+        if self.teacher is not None:
+            with torch.no_grad():
+                wanted = self.teacher.forward_features(images)
+            loss = loss + distance(output[1], wanted)
+        if average is not None:
+            with torch.no_grad():
+                wanted = average(images)
+            loss = loss + self.recipe.train.mesa * divergence(logits, wanted)
+        return loss
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
         """Return the figures on the held-out part: loss and accuracies; or loss, average precision and F1."""

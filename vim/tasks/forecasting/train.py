@@ -56,7 +56,7 @@ class Forecasting:
         for keys in self.sampler:
             yield self.windows["train"].batch(torch.tensor([key.image for key in keys]))
 
-    def loss(self, student: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, student: nn.Module, batch: Batch, average: nn.Module | None = None) -> Tensor:
         """Return the mean squared error of the values that were observed, not filled in."""
         y = student(*inputs_of(self.model, batch)).float()
         observed, target = batch.observed.to(y.device), batch.y.to(y.device)

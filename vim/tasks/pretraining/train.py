@@ -50,7 +50,7 @@ class Pretraining:
         """Yield the training batches of an epoch from number `start` on."""
         return self.images.batches(epoch, start)
 
-    def loss(self, student: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, student: nn.Module, batch: Batch, average: nn.Module | None = None) -> Tensor:
         """Return the distance between the student's and the teacher's features of clips (b, c, t, h, w)."""
         return self._distance(student, batch.images)
 
