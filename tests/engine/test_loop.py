@@ -18,6 +18,12 @@ RECIPES = {
     "ema": {"train__ema_decay": 0.9},
     # a worker, so that reading images does not seed the process that trains
     "drop": {"model__drop_path_rate": 0.2, "model__drop_rate": 0.2, "data__num_workers": 1},
+    # with batch norms, whose counters are integers, and with a running average that teaches in the second epoch
+    "batch norm": {
+        **{"model__model_name": "test_mambavision", "model__embed_dim": 8},
+        **{"model__patch_size": None, "model__depth": None, "model__drop_path_rate": 0.2},
+        **{"train__ema_decay": 0.9, "train__mesa": 1.0, "train__mesa_start": 0.0},
+    },
     "accumulate": {"train__accumulate": 2, "data__batch_size": 8, "data__repeats": 3, "data__num_workers": 2},
 }
 
@@ -143,6 +149,31 @@ def test_averaged_weights_are_the_ones_to_use(tmp_path):
     assert not torch.equal(state["model"]["head.weight"], state["training"]["model"]["head.weight"])
 
 
+def test_the_average_of_running_statistics(tmp_path):
+    """Means and variances are averaged as weights are; counters are those of the model."""
+    loop = run_of(tiny_recipe(**RECIPES["batch norm"]), tmp_path)
+    loop.fit()
+    state = load(tmp_path / "last.pth")
+    raw, average = state["training"]["model"], state["model"]
+    counters = [key for key in raw if key.endswith("num_batches_tracked")]
+    assert {int(weights[key]) for weights in (raw, average) for key in counters} == {8}
+    assert not torch.equal(raw["norm_f.norm.running_var"], average["norm_f.norm.running_var"])
+    assert loop.task.evaluation.loss == pytest.approx(loss_of(loop.task, loop.ema.module.eval()), rel=1e-6)
+
+
+def loss_of(task, model):
+    batches = list(task.images.held_out)
+    with torch.inference_mode():
+        logits = torch.cat([model(batch.images) for batch in batches])
+    return torch.nn.functional.cross_entropy(logits, torch.cat([batch.labels for batch in batches])).item()
+
+
+def test_batches_too_small_for_a_batch_norm(tmp_path):
+    """The last stage's map has one pixel: of one image, a batch norm there has one value a channel."""
+    with pytest.raises(UserError, match="cannot be trained on one value a channel: set data.batch_size to at least 2"):
+        run_of(tiny_recipe(**RECIPES["batch norm"], data__batch_size=1), tmp_path).fit()
+
+
 def test_a_checkpoint_of_another_model(run, tmp_path):
     path = run[0] / "last.pth"
     message = f"{path} was trained with another model.depth: it was 2, and is now 3; resume with the same"
@@ -257,6 +288,7 @@ def test_a_file_that_is_no_checkpoint_of_a_run(state, message, tmp_path):
         ({"mixup__mixup_alpha": 1.0, "data__batch_size": 15}, "mixup needs an even data.batch_size, got 15"),
         ({"data__train_transform": {"nothing": 1}}, "data.train_transform has no option nothing"),
         ({"data__eval_transform": {"interpolation": "x"}}, "data.eval_transform.interpolation must be .*, got 'x'"),
+        ({"train__mesa": 1.0}, "train.mesa needs a running average: set train.ema_decay too"),
         ({"data__batch_size": 65}, "64 images to train on: --cfg-options data.batch_size=64, or less"),
     ],
     ids=str,

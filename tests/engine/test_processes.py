@@ -13,9 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tests.engine.test_kills import CONTEXT, stop
-from tests.engine.test_loop import load
+from tests.engine.test_loop import RECIPES, load
 from tests.tasks.test_forecasting import make, small_recipe, write
-from tests.tiny import FewDigits, run_of, tiny_recipe, write_parquet, write_shards
+from tests.tiny import FewDigits, few_digits, run_of, tiny_recipe, write_parquet, write_shards
 from vim.data.datasets import BUILT_IN
 from vim.engine.launch import join_processes
 from vim.engine.weights import find_last
@@ -86,6 +86,16 @@ def test_two_processes_have_the_losses_of_one(options, tmp_path):
     for one, two in zip(alone, together, strict=True):
         for key in ("lr", "train_loss", "loss", "top1", "top5"):
             assert two[key] == pytest.approx(one[key], rel=2e-5), key
+
+
+def test_two_processes_evaluate_the_running_statistics_that_are_saved(tmp_path, monkeypatch):
+    """A process normalises batches of its own, so its batch norms have statistics of their own."""
+    few_digits(monkeypatch)
+    options = RECIPES["batch norm"]
+    rows = run(2, tmp_path / "two", **options, data__batch_size=8, schedule__num_epochs=1)
+    alone = run_of(tiny_recipe(**options, schedule__num_epochs=1), tmp_path / "one", find_last(tmp_path / "two"))
+    assert alone.fit()
+    assert alone.task.evaluation.loss == pytest.approx(rows[0]["loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(
