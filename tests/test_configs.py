@@ -205,6 +205,31 @@ def test_rows_of_the_other_families(name, drop_path_rate, optimizer, epochs, rat
     assert recipe.train == ImageTrainOptions(**{"amp": "bf16", "smoothing": 0.1, **train})
 
 
+@pytest.mark.parametrize(
+    ("name", "decayed", "spared"),
+    [
+        ("vmamba-tiny-v0_in1k", {"A_log", "dt_weight", "dt_bias"}, {"D"}),
+        ("vmamba-tiny-s1l8_in1k", {"A_log", "dt_weight", "dt_bias"}, {"D"}),
+        ("mambar-base-stage1_in1k", {"A_log", "A_b_log"}, {"D", "D_b", "cls_token", "pos_embed", "pos_embed_cls"}),
+        ("mambavision-b_in1k", {"A_log"}, {"D", "gamma"}),
+    ],
+)
+def test_what_the_published_recipes_decay(name, decayed, spared):
+    """Beside weights and biases, of which those with one dimension are spared."""
+    recipe = load(name, {**small(name), "model.pretrained": False})
+    model = build_model(recipe.model)
+    optimizer = create_optimizer_v2(model, **recipe.optimizer)
+    rates = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    found = {True: set(), False: set()}
+    for key, parameter in model.named_parameters():
+        leaf = key.rpartition(".")[2]
+        if leaf in ("weight", "bias"):
+            assert rates[id(parameter)] == (recipe.optimizer["weight_decay"] if parameter.dim() > 1 else 0), key
+        else:
+            found[rates[id(parameter)] > 0].add(leaf)
+    assert (found[True], found[False]) == (decayed, spared)
+
+
 def test_the_stages_of_mambar():
     first, second, third = (load(f"mambar-base-stage{i}_in1k") for i in (1, 2, 3))
     assert (first.model["img_size"], "img_size" in second.model, "img_size" in third.model) == (128, False, False)
