@@ -78,7 +78,7 @@ class MambaVision(StagedBackbone):
         embed_dim: channels of the first stage; each stage has twice as many as the one before.
         depths: blocks of each stage. Of those in the last two, the later half attends, the earlier scans.
         num_heads: attention heads of the last two stages.
-        window_sizes: rows and columns of a window in the last two stages; None for the whole map.
+        window_sizes: rows and columns of a window in the last two stages; 0 for the whole map.
         layer_scale: first value of the learned scales of the branches in the last two stages; None for no scales.
         double_dt_bias: see :class:`vim.layers.SplitMixer`.
 
@@ -99,7 +99,7 @@ class MambaVision(StagedBackbone):
         embed_dim: int = 80,
         depths: tuple[int, ...] = (1, 3, 8, 4),
         num_heads: tuple[int, int] = (8, 16),
-        window_sizes: tuple[int, int] | None = (14, 7),
+        window_sizes: tuple[int, int] = (14, 7),
         layer_scale: float | None = None,
         d_state: int = 8,
         double_dt_bias: bool = True,
@@ -110,7 +110,8 @@ class MambaVision(StagedBackbone):
     ) -> None:
         dims = tuple(embed_dim * 2**i for i in range(4))
         check_stages(depths=depths, dims=dims)
-        check_stages(num_heads=num_heads, window_sizes=window_sizes or (1, 1), last_dims=dims[2:])
+        check_stages(num_heads=num_heads, last_dims=dims[2:])
+        check_stages(least=0, num_heads=num_heads, window_sizes=window_sizes)
         check_counts(stem_dim=stem_dim, d_state=d_state)
         for dim, heads in zip(dims[2:], num_heads, strict=True):
             if dim % heads:
@@ -130,7 +131,7 @@ class MambaVision(StagedBackbone):
                 branch = partial(ResidualMixer, dim, drop_path=next(rates), layer_scale=layer_scale, **dd)
                 blocks.append(nn.Sequential(branch(mixer), branch(Mlp(dim, 4 * dim, **dd))))
             downsample = ConvDownsample(dims[i - 1], dim, norm=False, **dd) if i else nn.Identity()
-            windows = None if i < 2 else window_sizes[i - 2] if window_sizes else 0
+            windows = None if i < 2 else window_sizes[i - 2]
             stages.append(Stage(downsample, ResidualStack(*blocks), windows=windows))
         norm = partial(nn.BatchNorm2d, eps=1e-4, **dd)
         super().__init__(

@@ -67,7 +67,8 @@ def drawn(**options):
 @torch.no_grad()
 def test_windows():
     image = torch.randn(1, 3, 64, 64)
-    whole, windowed = drawn(window_sizes=None), drawn()
+    whole, windowed = drawn(window_sizes=(0, 0)), drawn()
+    assert [stage.windows for stage in whole.stages] == [None, None, 0, 0]
     torch.testing.assert_close(whole(image), windowed(image))  # at 64 pixels a window is the whole map
 
     # in the third stage: two windows side by side see nothing of each other
@@ -116,6 +117,12 @@ def test_initial_weights_rates_and_options():
     branches = [block if hasattr(block, "drop_path") else block[1] for block in blocks]
     rates = [getattr(branch.drop_path, "drop_prob", 0.0) for branch in branches]
     assert rates == pytest.approx([0.1 * i for i in range(7)])
-    for wrong in ({"num_heads": (3, 4)}, {"depths": (1, 1, 1)}, {"window_sizes": (0, 2)}, {"stem_dim": 0}):
+    for wrong in (
+        {"num_heads": (3, 4)},
+        {"depths": (1, 1, 1)},
+        {"window_sizes": (-1, 2)},
+        {"window_sizes": (4,)},
+        {"stem_dim": 0},
+    ):
         with pytest.raises(ValueError, match="must"):
             timm.create_model("test_mambavision", **wrong)

@@ -16,10 +16,10 @@ def check_counts(*, least: int = 1, **options: int) -> None:
             raise ValueError(f"{name} must be at least {least} and whole, got {value!r}")
 
 
-def check_stages(**options: Sequence[int]) -> None:
-    """Raise ValueError unless each option has a positive whole number for each stage, and all for as many stages."""
+def check_stages(*, least: int = 1, **options: Sequence[int]) -> None:
+    """Raise ValueError unless each option has a whole number, at least `least`, for each stage, and all as many."""
     for name, numbers in options.items():
-        if not numbers or not all(isinstance(number, int) and number >= 1 for number in numbers):
-            raise ValueError(f"{name} must be at least 1 and whole in each stage, got {numbers!r}")
+        if not numbers or not all(isinstance(number, int) and number >= least for number in numbers):
+            raise ValueError(f"{name} must be at least {least} and whole in each stage, got {numbers!r}")
     if len({len(numbers) for numbers in options.values()}) > 1:
         raise ValueError(f"{', '.join(options)} must have a number for each stage, got {tuple(options.values())}")
