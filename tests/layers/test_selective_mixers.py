@@ -142,6 +142,27 @@ def test_the_token_mixer_scans_rows_columns_and_back(size, select_from):
     check_outputs_and_gradients(token_mixer(select_from=select_from), vmamba_mixer, image(*size))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options", [{}, {"gate": False, "conv_bias": False, "d_state": 1, "expand": 1}], ids=["v0", "v2"]
+)
+@pytest.mark.parametrize("turn", ["half", "transposed"])
+def test_a_turned_image_is_mixed_by_exchanged_routes(turn, options):
+    mixer, other, x = token_mixer(**options), token_mixer(**options), image()
+    axis, turned = {  # of (direction, route), and of the image
+        "half": (0, lambda t, *sides: t.flip(sides)),
+        "transposed": (1, lambda t, *sides: t.transpose(*sides)),
+    }[turn]
+    for name in ("dt_weight", "dt_bias", "A_log", "D"):
+        stacked = getattr(other.s6, name)
+        by_route = stacked if name == "dt_weight" else stacked.unflatten(1, (2, -1))
+        stacked.copy_(by_route.flip(axis).reshape(stacked.shape))
+    by_route = other.x_proj.weight.unflatten(0, (2, 2, -1))  # (routes, directions, ., .)
+    other.x_proj.weight.copy_(by_route.flip(1 - axis).flatten(0, 2))
+    other.conv2d.weight.copy_(turned(other.conv2d.weight, 2, 3).clone())
+    torch.testing.assert_close(other(turned(x, 1, 2)), turned(mixer(x), 1, 2))
+
+
 @pytest.mark.parametrize("select_from", SELECT)
 @pytest.mark.parametrize(
     ("size", "width", "scanned"), [((5, 4), 10, 10), ((5, 4), 21, 20), ((1, 3), 2, 2), ((1, 3), 3, 3)]
