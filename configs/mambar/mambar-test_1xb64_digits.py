@@ -3,7 +3,7 @@
 Paper: https://arxiv.org/abs/2405.14858 (the architecture; this size and recipe are ours).
 Command: python tools/train.py configs/mambar/mambar-test_1xb64_digits.py
 Hardware: two CPU cores.
-Accuracy: 98.3 and 97.8 % of the 360 held-out digits (seeds 0 and 1), after three minutes of one core's time.
+Accuracy: 98.3, 97.8 and 99.4 % of the 360 held-out digits (seeds 0 to 2), in three minutes of one core's time.
 """
 
 _base_ = ["../_base_/datasets/digits.py", "../_base_/schedules/adamw_cosine.py", "../_base_/runtime.py"]

@@ -3,7 +3,7 @@
 Paper: https://arxiv.org/abs/2407.08083 (the architecture; this size and recipe are ours).
 Command: python tools/train.py configs/mambavision/mambavision-test_1xb64_digits.py
 Hardware: two CPU cores.
-Accuracy: 99.4 % of the 360 held-out digits (seed 0), after three minutes on a shared core.
+Accuracy: 99.4 and 98.9 % of the 360 held-out digits (seeds 0 and 1), in 78 seconds of one core's time.
 """
 
 _base_ = ["../_base_/datasets/digits.py", "../_base_/schedules/adamw_cosine.py", "../_base_/runtime.py"]
