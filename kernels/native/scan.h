@@ -1,8 +1,18 @@
 // The selective scan for one instruction set; included after vectors.h, once for each.
 
-static inline Vec step_size(const Scan& s, Vec delta, int64_t k, int64_t channel, Mask mask) {
-  if (s.delta_bias != nullptr) delta += load(s.delta_bias + k * s.channels + channel, mask);
-  return s.softplus ? softplus(delta) : delta;
+template <int T>
+constexpr int kSideBySide = T < 4 ? T : 4;
+
+// Turns delta at T steps of one block of channels into step sizes.
+template <int T>
+static inline void step_sizes(const Scan& s, Vec* delta, int64_t k, int64_t channel, Mask mask) {
+  if (s.delta_bias != nullptr) {
+    const Vec bias = load(s.delta_bias + k * s.channels + channel, mask);
+    for (int t = 0; t < T; ++t) delta[t] += bias;
+  }
+  if (!s.softplus) return;
+#pragma GCC unroll 2
+  for (int t = 0; t < T; t += kSideBySide<T>) softplus<kSideBySide<T>>(delta + t);
 }
 
 static void copy_rows(float* to, const Rows& rows, const Place& p, int64_t t0, int64_t steps, int64_t n) {
@@ -10,8 +20,20 @@ static void copy_rows(float* to, const Rows& rows, const Place& p, int64_t t0, i
     std::memcpy(to + t * n, rows.at(p.b, p.k, p.token(t0 + t), p.piece.group), n * sizeof(float));
 }
 
+// Scales and gates the sum of the directions at T steps of one block of channels.
 template <int T>
-constexpr int kSideBySide = T < 4 ? T : 4;
+static inline void finish_steps(const Scan& s, const Place& p, int64_t token, int64_t channel, Mask mask, Vec* y) {
+  for (int t = 0; t < T; ++t) y[t] *= s.scale;
+  if (s.ungated.data != nullptr) {
+    float* out = s.ungated.at(p.b, p.k, token) + channel;
+    for (int t = 0; t < T; ++t) store(out + p.ahead(s.ungated, t), y[t], mask);
+  }
+  if (s.z.data != nullptr) {
+    const float* z = s.z.at(p.b, p.k, token) + channel;
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) y[t] *= silu(load_ahead(z + p.ahead(s.z, t), p.ahead(s.z, T), mask));
+  }
+}
 
 // T steps of one block of channels, its state h in registers one n at a time. N: n at compile time, 0 if unusual.
 template <int T, int N>
@@ -21,10 +43,15 @@ static inline void scan_steps(const Scan& s, const Place& p, int64_t block, int6
   const Mask mask = p.mask(block);
   Vec dt[T], x[T], y[T];
   const Vec D = s.D != nullptr ? load(s.D + p.k * s.channels + c, mask) : Vec{};
+  const int64_t token = p.token(t0);
+  const float* delta = s.delta.at(p.b, p.k, token) + c;
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) dt[t] = load_ahead(delta + p.ahead(s.delta, t), p.ahead(s.delta, T), mask);
+  step_sizes<T>(s, dt, p.k, c, mask);
+  const float* u_at = s.u.at(p.b, p.k, token) + c;
+#pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
-    const int64_t token = p.token(t0 + t);
-    const Vec u = load_ahead(s.u.at(p.b, p.k, token) + c, p.ahead(s.u, T), mask);
-    dt[t] = step_size(s, load_ahead(s.delta.at(p.b, p.k, token) + c, p.ahead(s.delta, T), mask), p.k, c, mask);
+    const Vec u = load_ahead(u_at + p.ahead(s.u, t), p.ahead(s.u, T), mask);
     x[t] = dt[t] * u;
     y[t] = D * u;
   }
@@ -45,17 +72,13 @@ static inline void scan_steps(const Scan& s, const Place& p, int64_t block, int6
     }
     h[i] = state;
   }
-  for (int t = 0; t < T; ++t) {
-    const int64_t token = p.token(t0 + t);
-    float* out = s.y.at(p.b, p.k, token) + c;
-    if (!first) y[t] += load_ahead(out, p.ahead(s.y, T), mask);
-    if (last) {
-      y[t] *= s.scale;
-      if (s.ungated.data != nullptr) store(s.ungated.at(p.b, p.k, token) + c, y[t], mask);
-      if (s.z.data != nullptr) y[t] *= silu(load_ahead(s.z.at(p.b, p.k, token) + c, p.ahead(s.z, T), mask));
-    }
-    store(out, y[t], mask);
-  }
+  float* out = s.y.at(p.b, p.k, token) + c;
+  if (!first)
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) y[t] += load_ahead(out + p.ahead(s.y, t), p.ahead(s.y, T), mask);
+  if (last) finish_steps<T>(s, p, token, c, mask, y);
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) store(out + p.ahead(s.y, t), y[t], mask);
 }
 
 template <int N>
@@ -114,10 +137,14 @@ static inline void scan_steps_backward(const Scan& s, const ScanGrads& grads, co
   const Mask mask = p.mask(block);
   Vec u[kSaved], dt[kSaved], x[kSaved], dy[kSaved], dx[kSaved], ddt[kSaved];
   const Vec D = s.D != nullptr ? load(s.D + p.k * s.channels + c, mask) : Vec{};
+  for (int64_t t = 0; t < kSaved; ++t) {
+    const float* delta = s.delta.at(p.b, p.k, p.token(t0 + t)) + c;
+    dt[t] = t < steps ? load_ahead(delta, p.ahead(s.delta, -kSaved), mask) : Vec{};
+  }
+  for (int64_t t = 0; t < steps; t += kSideBySide<kSaved>) step_sizes<kSideBySide<kSaved>>(s, dt + t, p.k, c, mask);
   for (int64_t t = 0; t < steps; ++t) {
     const int64_t token = p.token(t0 + t);
     u[t] = load_ahead(s.u.at(p.b, p.k, token) + c, p.ahead(s.u, -kSaved), mask);
-    dt[t] = step_size(s, load_ahead(s.delta.at(p.b, p.k, token) + c, p.ahead(s.delta, -kSaved), mask), p.k, c, mask);
     x[t] = dt[t] * u[t];
     dx[t] = ddt[t] = Vec{};
     dy[t] = load_ahead(grads.y.at(p.b, p.k, token) + c, p.ahead(grads.y, -kSaved), mask);

@@ -14,12 +14,22 @@ static inline Mask mask_of(int64_t lanes) { return static_cast<Mask>(lanes >= 16
 static inline Vec load(const float* from, Mask mask) { return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(mask, from)); }
 static inline void store(float* to, Vec x, Mask mask) { _mm512_mask_storeu_ps(to, mask, reinterpret_cast<__m512>(x)); }
 #elif VIM_LANES == 8
-typedef __m256i Mask;
-static inline Mask mask_of(int64_t lanes) {
+typedef int64_t Mask;
+static inline Mask mask_of(int64_t lanes) { return lanes; }
+static inline __m256i first_lanes(Mask lanes) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(lanes)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-static inline Vec load(const float* from, Mask mask) { return reinterpret_cast<Vec>(_mm256_maskload_ps(from, mask)); }
-static inline void store(float* to, Vec x, Mask mask) { _mm256_maskstore_ps(to, mask, reinterpret_cast<__m256>(x)); }
+// Some processors take many times as long for a masked store as for a whole one.
+static inline Vec load(const float* from, Mask lanes) {
+  return reinterpret_cast<Vec>(lanes < kLanes ? _mm256_maskload_ps(from, first_lanes(lanes)) : _mm256_loadu_ps(from));
+}
+static inline void store(float* to, Vec x, Mask lanes) {
+  if (lanes < kLanes) {
+    _mm256_maskstore_ps(to, first_lanes(lanes), reinterpret_cast<__m256>(x));
+  } else {
+    _mm256_storeu_ps(to, reinterpret_cast<__m256>(x));
+  }
+}
 #else
 typedef int64_t Mask;
 static inline Mask mask_of(int64_t lanes) { return std::min<int64_t>(lanes, kLanes); }
@@ -124,18 +134,21 @@ static inline Vec silu_grad(Vec x) {
   return s * (1.0f + x * (1.0f - s));
 }
 
-// log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), log1p(w) / w by a minimax polynomial on [0, 1].
-static inline Vec softplus(Vec x) {
-  const Vec w = exp2(absolute(x) * -kLog2E);
-  Vec p = w * 5.364822779e-03f + -3.006578609e-02f;
-  p = p * w + 7.920452552e-02f;
-  p = p * w + -1.375380149e-01f;
-  p = p * w + 1.915365455e-01f;
-  p = p * w + -2.485716357e-01f;
-  p = p * w + 3.332132261e-01f;
-  p = p * w + -4.999964796e-01f;
-  p = p * w + 1.0f;
-  return (x < 0 ? Vec{} : x) + w * p;
+// log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), log1p(w) / w by a minimax polynomial on [0, 1]; M side by side as exp2.
+template <int M>
+static inline void softplus(Vec* x) {
+  Vec w[M], p[M];
+  for (int i = 0; i < M; ++i) w[i] = absolute(x[i]) * -kLog2E;
+  exp2<M>(w);
+  for (int i = 0; i < M; ++i) p[i] = w[i] * 5.364822779e-03f + -3.006578609e-02f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + 7.920452552e-02f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + -1.375380149e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + 1.915365455e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + -2.485716357e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + 3.332132261e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + -4.999964796e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + 1.0f;
+  for (int i = 0; i < M; ++i) x[i] = (x[i] < 0 ? Vec{} : x[i]) + w[i] * p[i];
 }
 
 // One direction of one piece of one image, and the places of its tokens and channels.
