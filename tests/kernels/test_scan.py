@@ -16,6 +16,8 @@ SHAPES = [  # b, k, l, d, g, n
     (1, 3, 300, 19, 1, 24),
     (2, 2, 16, 48, 3, 16),
     (1, 1, 17, 130, 1, 64),
+    (1, 2, 21, 40, 2, 1),
+    (2, 1, 19, 24, 1, 8),
 ]
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
@@ -82,7 +84,7 @@ def test_matches_reference(shape, dtype, backend):
 
 
 @pytest.mark.parametrize("combine", ["none", "sum", "mean"])
-@pytest.mark.parametrize("shape", [(2, 2, 23, 40, 2, 16), (1, 3, 9, 33, 1, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2, 23, 40, 2, 16), (1, 3, 9, 33, 1, 5), (1, 2, 19, 42, 2, 1)], ids=str)
 def test_every_instruction_set(shape, combine, instruction_set):
     inputs = make_inputs(*shape, combine=combine, dtype=torch.float32)
     options = {"delta_softplus": True, "reverse": alternating(shape[1]), "combine": combine}

@@ -34,10 +34,11 @@ def run(*arguments):
 
 @pytest.fixture(scope="module", params=["many", "few"])
 def figures(request):
-    """Of many images on both architectures; of one image, and of what the interpreter forgives and Vim does not use."""
+    """Of many images on both architectures; of one image, with fewer states too, and of what the interpreter
+    forgives and Vim does not use."""
     if request.param == "many":
         return run("--architectures", "80", "90")
-    return run("--architectures", "90", "--images", "1", "--unusual")
+    return run("--architectures", "90", "--images", "1", "--states", "16", "8", "1", "--unusual")
 
 
 def test_no_kernel_spills(figures):

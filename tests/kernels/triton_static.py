@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -178,15 +179,15 @@ def unusual():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--states", type=int, default=16)
+    parser.add_argument("--states", type=int, nargs="+", default=[16])
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=197)
     parser.add_argument("--channels", type=int, default=768)
     parser.add_argument("--unusual", action="store_true", help="also what Vim does not use")
     parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90])
     options = parser.parse_args()
-    sizes = (options.images, 2, options.tokens, options.channels, options.states)
-    launches = record(lambda: forward_and_backward(*sizes))
+    sizes = (options.images, 2, options.tokens, options.channels)
+    launches = [launch for n in options.states for launch in record(partial(forward_and_backward, *sizes, n))]
     launches += record(unusual) if options.unusual else []
     launches = list(
         {(id(kernel), str(options)): (kernel, args, options) for kernel, args, options in launches}.values()
