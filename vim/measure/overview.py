@@ -10,6 +10,7 @@ from vim.measure.ops import compare_routes, compare_scans
 from vim.measure.videos import compare_clips, compare_decoding
 
 SMALL, TINY = ("vim_small", "deit_small_patch16_224"), ("vim_tiny", "deit_tiny_patch16_224")
+STAGED = (("vmamba_tiny_s1l8", "swin_tiny_patch4_window7_224"), ("mambavision_t", "convnext_tiny"))
 
 
 def compare_everything(device: str, amp: str) -> list[Row]:
@@ -32,6 +33,11 @@ def compare_everything(device: str, amp: str) -> list[Row]:
         *measure(TINY, img_size=448, batch_size=1, rounds=9, passes=PASSES[:1]),
         *measure(TINY, img_size=896, batch_size=1, rounds=5, passes=PASSES[:1]),
         *measure(TINY, img_size=1248, batch_size=1, rounds=3, passes=PASSES[:1]),
+        *[
+            row
+            for names, batch in itertools.product(STAGED, (1, 8))
+            for row in measure(names, img_size=224, batch_size=batch, rounds=9, passes=PASSES[:1])
+        ],
         *compare_routes(device, rounds=15),
         *compare_clips(device, rounds=3),
         *compare_decoding(rounds=5),

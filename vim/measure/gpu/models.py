@@ -14,7 +14,7 @@ from vim.measure.models import attention, autocast, build, forward, input_size, 
 from vim.measure.timing import Run
 from vim.measure.videos import JointTransformer
 
-OURS = ("vim", "videomamba", "test_vim")
+OURS = ("vim", "videomamba", "vmamba", "mambavision", "test_vim", "test_vmamba")
 FRAMES = 16  # of the joint transformer's clips
 
 

@@ -124,6 +124,8 @@ REAL_SCANS = (
     Scan(1, 1, 6085, 1536, n=8, dtype="float16", combine="none"),
     Scan(1, 2, 16384, 384, dtype="float16"),
     Scan(1, 1, 6085, 768, dtype="float32", combine="none", given=""),
+    Scan(8, 2, 3136, 192, g=2, n=1, combine="sum", given="D delta_bias"),
+    Scan(8, 1, 196, 160, n=8, combine="none", given="D delta_bias"),
 )
 REAL_LAYERS = {
     "Vim-Small, b 64": Scan(64, 2, 197, 768),
@@ -171,7 +173,7 @@ REAL_MODELS = (
     *(
         ModelRun(name, 224, 64, run)
         for run in ("forward", "training step")
-        for name in ("vim2_tiny", "swin_tiny_patch4_window7_224")
+        for name in ("vim2_tiny", "vmamba_tiny_s1l8", "swin_tiny_patch4_window7_224")
     ),
     # takes a minute each
     *(ModelRun(name, 224, 1, mode="compiled") for name in TINY),
@@ -218,6 +220,7 @@ TOY = Shapes(
     models=(
         ModelRun("test_vim", 32, 2),
         ModelRun("test_vit", 32, 2, attention="plain"),
+        ModelRun("test_vmamba", 32, 2),
         ModelRun("test_vim", 32, 2, "training step", mode="graph"),
         ModelRun("joint_vit", 32, 1),
         ModelRun("test_vim", 32, 1, mode="compiled"),
