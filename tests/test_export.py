@@ -141,6 +141,22 @@ def test_onnx_takes_any_batch(directions, exported):
     assert [file.name for file in path.parent.iterdir()] == ["a.onnx"]
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("test_vmamba", {"embed_dims": (8, 16), "depths": (1, 1), "version": "v0", "d_state": 4}),
+        ("test_mambavision", {"depths": (1, 1, 1, 2), "window_sizes": (3, 2)}),  # with padding and several windows
+    ],
+    ids=str,
+)
+def test_onnx_of_other_families(name, options, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=64, num_classes=3, **options).eval()
+    export(model, tmp_path / "a.onnx", format="onnx", decompositions=DECOMPOSITIONS, batch_sizes=(1,))
+    assert_agrees(load_onnx(tmp_path / "a.onnx"), model, batch_sizes=(5,))
+    operators(tmp_path / "a.onnx")
+
+
 def test_onnx_does_not_grow_with_the_tokens(exported):
     few, many = (operators(exported(directions="none", **options)[1]) for options in ({}, {"img_size": 64}))
     assert few == many

@@ -18,11 +18,8 @@ FAMILIES = {
     "vim_none": ("test_vim", {"directions": "none", "combine": "sum"}),
     "videomamba": ("test_videomamba", {"num_frames": 2, "img_size": 32}),
     "vim2": ("test_vim2", {}),
-    "vmamba": ("test_vmamba", {}),
-    "vmamba_v0": (
-        "test_vmamba",
-        {"version": "v0", "d_state": 4, "expand": 2, "embed_dims": (16, 24), "depths": (1, 1)},
-    ),
+    "vmamba": ("test_vmamba", {"embed_dims": (16, 24), "depths": (1, 1)}),
+    "vmamba_v0": ("test_vmamba", {"embed_dims": (16, 24), "depths": (1, 1), "version": "v0", "d_state": 4}),
     "mambar": ("test_mambar", {}),
     "mambavision": ("test_mambavision", {"depths": (1, 1, 2, 2), "layer_scale": 0.5}),
     "tsm2": (None, {"variate_mixer": "mlp", **COVARIATES}),
