@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg, register_model, resolve_pretrained_cfg
 
-from vim.checkpoints import checkpoint_filter_fn
+from vim.checkpoints import cannot_download, checkpoint_filter_fn
 from vim.layers import FeatureGetter, TimmModel
 
 Model = TypeVar("Model", bound=TimmModel)
@@ -42,22 +42,29 @@ def create(
         defaults: options of the variant, which the user's replace.
 
     Raises:
-        UserError: the weights are not the model's; see :func:`vim.checkpoints.load_pretrained`.
+        UserError: the weights cannot be downloaded, or are not the model's; see
+            :func:`vim.checkpoints.load_pretrained`.
     """
     merged: dict[str, Any] = {**defaults, **options}
     if merged.get("features_only"):  # the weights may have any head: it is not used
         merged.setdefault("num_classes", 0)
     # timm's own reader would prefer a file's running average over the weights whose accuracy is published
     overlay = {"custom_load": "hf", **(merged.pop("pretrained_cfg_overlay", None) or {})}
-    return build_model_with_cfg(
-        model_class,
-        variant,
-        pretrained,
-        pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": model_class.out_indices, "feature_cls": FeatureGetter},
-        **merged,
-    )
+    try:
+        return build_model_with_cfg(
+            model_class,
+            variant,
+            pretrained,
+            pretrained_cfg_overlay=overlay,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg={"out_indices": model_class.out_indices, "feature_cls": FeatureGetter},
+            **merged,
+        )
+    except OSError as error:  # urllib's errors and those of the Hub
+        cfg = resolve_pretrained_cfg(variant, merged.get("pretrained_cfg"), overlay)
+        if cfg.file:
+            raise
+        raise cannot_download(cfg.to_dict(), error) from error
 
 
 def register_variant(model_class: type[Model], name: str, doc: str, **defaults: object) -> None:

@@ -225,8 +225,6 @@ class TSM2(nn.Module):
         # from all features of a variate to its forecast
         width = self.num_patches * embed_dim
         self.norm_f = nn.LayerNorm(width, **dd) if norm == "layer" else nn.BatchNorm1d(width, **dd)
-        if norm == "batch":  # checkpoints may hold floating-point numbers only
-            self.norm_f.num_batches_tracked = torch.zeros((), **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(width, horizon, **dd)
         self.skip = nn.Linear(seq_len, horizon, bias=False, **dd) if linear_skip else None

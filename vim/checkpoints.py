@@ -9,12 +9,15 @@ import logging
 import pickletools
 import re
 import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import safetensors.torch
 import torch
+from huggingface_hub import hf_hub_url
 from timm.layers import to_2tuple
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
@@ -25,16 +28,19 @@ from vim.errors import UserError, describe, no_such
 WRAPPERS = ("model", "module", "state_dict", "model_state_dict", "model_state", "net", "network", "weights", "params")
 EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "ema", "params_ema")
 PREFIXES = ("module.", "backbone.", "encoder.", "_orig_mod.", "model.", "net.", "network.", "timm_model.")
-COUNTER = "n_averaged"  # beside the weights in the state of torch.optim.swa_utils.AveragedModel
+AVERAGED = ("n_averaged", "steps")  # counters beside the weights in the averages of torch and of mmengine
+COUNTER = ".num_batches_tracked"  # of a batch norm; old and pruned files lack it
 MOST_WRAPPERS = 8  # in one another; a dict can hold itself
 HEAD = ("head.weight", "head.bias")
 # of the calls that torch's own reader allows in a file, those that need no more memory than the file
 HARMLESS = re.compile(
-    r"argparse\.Namespace|collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.(set|complex)"
+    r"argparse\.Namespace|yacs\.config\.CfgNode|collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.(set|complex)"
     r"|torch\.(Size|device|\w+Storage|bool|u?int\d+|b?float\d+|complex\d+)"
     r"|torch\._utils\._rebuild_(tensor_v2|parameter)"
 )
 MOST_PICKLED = 4_000_000  # bytes, of which a tensor takes about 200; to read more takes long
+# the options of the training code: argparse's as they are, those of yacs as a dict
+OPTIONS: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 MOST_TUPLES = 100_000  # a tensor takes about four; a million tuples inside one another crash the interpreter
 
 _logger = logging.getLogger(__name__)
@@ -44,7 +50,12 @@ class TagFacts(TypedDict, total=False):
     """The entries of timm's `pretrained_cfg` that loading reads."""
 
     file: str
+    url: str
     hf_hub_id: str
+    hf_hub_filename: str
+    license: str
+    source: str
+    origin_url: str
     first_conv: str
     input_size: tuple[int, int, int]
     num_classes: int
@@ -98,6 +109,17 @@ def checkpoint_filter_fn(state_dict: dict[str, object], model: Loadable) -> Mapp
     return weights
 
 
+def cannot_download(cfg: TagFacts, error: OSError) -> UserError:
+    """The error for a tag's weights that cannot be downloaded."""
+    url = cfg.get("url")
+    if "hf_hub_id" in cfg:
+        url = hf_hub_url(cfg["hf_hub_id"], cfg.get("hf_hub_filename", ""))
+    reason = describe(error).partition(". ")[0]
+    return UserError(
+        f'cannot download {url}: {reason}; for a file that you have, pass pretrained_cfg_overlay={{"file": PATH}}'
+    )
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a file of tensors and plain values to the CPU; nothing in it is run.
 
@@ -110,8 +132,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         _inspect(path)
-        # torch does not open a path that is no UTF-8; a Namespace has the training code's options
-        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+        with path.open("rb") as file, torch.serialization.safe_globals(OPTIONS):  # torch opens no path but UTF-8
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -123,7 +144,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is not a checkpoint: expected a dict of tensors, got {type(checkpoint).__name__}")
+    _drop_attributes(checkpoint)
     return checkpoint
+
+
+def _drop_attributes(checkpoint: dict[str, Any]) -> None:
+    """Take from all dicts the attributes that the file gives them, since such an attribute can hide a method."""
+    left: list[Any] = [checkpoint]
+    seen = set()  # a dict can hold itself
+    while left:
+        value = left.pop()
+        if id(value) in seen or not isinstance(value, dict | list | tuple):
+            continue
+        seen.add(id(value))
+        if isinstance(value, OrderedDict | Counter):
+            vars(value).clear()
+        left += dict.values(value) if isinstance(value, dict) else value
 
 
 def _inspect(path: Path) -> None:
@@ -154,14 +190,15 @@ def _inspect(path: Path) -> None:
         if not HARMLESS.fullmatch(name):
             raise UserError(
                 f"cannot read {path} as a checkpoint: it calls {name!a}, "
-                "which no dense tensor or plain value needs; nothing of it was run"
+                "which no dense tensor or plain value needs; nothing of it was run. "
+                "If you trust the file, save its state dict alone where its training code runs"
             )
     if sum("TUPLE" in code for code, _ in opcodes) > MOST_TUPLES:
         raise UserError(f"{path} is not a checkpoint: it holds more than {MOST_TUPLES} tuples")
 
 
 def adapt(
-    checkpoint: dict[str, object], model: Loadable, source: str | Path, *, use_ema: bool = False
+    checkpoint: Mapping[str, object], model: Loadable, source: str | Path, *, use_ema: bool = False
 ) -> dict[str, Tensor]:
     """Turn the content of a checkpoint into a state dict of the model; see :func:`load_pretrained`."""
     weights = rename(checkpoint, model, source, use_ema=use_ema)
@@ -169,23 +206,38 @@ def adapt(
     _choose_head(weights, model, source)
     size = model.pretrained_model_args.get("img_size") or model.pretrained_cfg["input_size"][-2:]
     model.adapt_weights(weights, to_2tuple(size))
+    for key, tensor in model.state_dict().items():
+        if key.endswith(COUNTER):
+            weights.setdefault(key, tensor)
     check_fit(weights, model, source)
+    cfg = model.pretrained_cfg
+    if cfg.get("license", "").startswith("cc-by-nc") and cfg.get("source") != "local-dir":  # a folder is the user's own
+        _note_licence(cfg["license"], cfg.get("origin_url", ""))
     return weights
 
 
+@cache
+def _note_licence(licence: str, origin: str) -> None:
+    """Log once a process that weights are not for every use."""
+    _logger.warning("The published weights of %s are for non-commercial use only: their licence is %s", origin, licence)
+
+
 def rename(
-    checkpoint: dict[str, object], model: Loadable, source: str | Path, *, use_ema: bool = False
+    checkpoint: Mapping[str, object], model: Loadable, source: str | Path, *, use_ema: bool = False
 ) -> dict[str, Tensor]:
     """Return the state dict in a checkpoint, without wrappers and prefixes, under the model's names.
 
     Raises:
         UserError: `use_ema`, and the checkpoint holds no running average; or an entry is no dense floating-point
-            tensor.
+            tensor; or the family knows that the weights are of another of its models.
     """
     weights, names = _unwrap(checkpoint, source, use_ema=use_ema), None
     while names != weights.keys():  # a family's prefix can hide a wrapper's, and the reverse
         names = weights.keys()
-        weights = model.rename_weights(_strip_prefixes(weights))
+        try:
+            weights = model.rename_weights(_strip_prefixes(weights))
+        except ValueError as error:
+            raise UserError(f"{source} is of another model: {error}") from None
     tensors = _check_tensors(weights, source, model.state_dict())
     head = tensors.get(HEAD[0])
     if head is not None and (head.dim() != 2 or not head.numel()):  # its rows become a model's classes
@@ -196,7 +248,7 @@ def rename(
     return tensors
 
 
-def _unwrap(checkpoint: dict[str, object], source: str | Path, *, use_ema: bool) -> dict[str, object]:
+def _unwrap(checkpoint: Mapping[str, object], source: str | Path, *, use_ema: bool) -> dict[str, object]:
     """Return the state dict that a trainer has saved beside its own state: a running average only if asked for.
 
     A file without raw weights has nothing but its running average to load.
@@ -213,8 +265,8 @@ def _unwrap(checkpoint: dict[str, object], source: str | Path, *, use_ema: bool)
     for key in checkpoint:
         if not isinstance(key, str):  # not printed either: a tuple can be endless
             raise UserError(f"{source} holds no state dict: expected names of tensors, got a {type(key).__name__}")
-    weights = {key: value for key, value in checkpoint.items() if key != COUNTER}
-    return weights if all(key.startswith("module.") for key in weights) else checkpoint
+    weights = {key: value for key, value in checkpoint.items() if key not in AVERAGED}
+    return weights if all(key.startswith("module.") for key in weights) else dict(checkpoint)
 
 
 def _strip_prefixes(weights: dict[str, object]) -> dict[str, object]:
@@ -313,6 +365,7 @@ def check_fit(weights: Mapping[str, object], model: Loadable | nn.Module, source
             f"and {wanted.get(first, 'missing')} in the model{more}{hint}"
         )
     for key, tensor in tensors.items():
-        bad = tensor.numel() - int(tensor.to(state[key].dtype).isfinite().sum())
+        finite = tensor.isfinite() & tensor.to(state[key].dtype).isfinite()  # NaN is lost in integers
+        bad = tensor.numel() - int(finite.sum())
         if bad:
             raise UserError(f"{source} is broken: {key} holds {bad} numbers that are not finite, of {tensor.numel()}")

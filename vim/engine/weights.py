@@ -146,9 +146,10 @@ def load_published(name: str, path: Path, *, use_ema: bool = False) -> VisionMod
     """
     checkpoint = read_checkpoint(path)
     model = create_own(name)
-    head = rename(checkpoint, model, path, use_ema=use_ema).get("head.weight")
+    weights = rename(checkpoint, model, path, use_ema=use_ema)
+    head = weights.get("head.weight")
     model.reset_classifier(0 if head is None else len(head))
-    model.load_state_dict(adapt(checkpoint, model, path, use_ema=use_ema))
+    model.load_state_dict(adapt(weights, model, path))
     return model.eval()
 
 
