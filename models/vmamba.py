@@ -6,7 +6,7 @@ of their mixers and the depth of their third stage ("s1l8").
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, cast
 
@@ -146,6 +146,24 @@ class VMamba(StagedBackbone):
             key = re.sub(f"^{pattern}", own, key)
         return _reshape(*super().rename_weight(key, weight))
 
+    def rename_weights(self, weights: dict[str, object]) -> dict[str, object]:
+        """Give published weights our names; raise ValueError for weights of another published variant."""
+        renamed = super().rename_weights(weights)
+        other = variant_of(renamed)
+        if other in default_cfgs and other != variant_of(self.state_dict()):
+            raise ValueError(f"its tensors are those of {other}")
+        return renamed
+
+
+def variant_of(weights: Mapping[str, object]) -> str:
+    """The name of the variant that weights of such sizes are of, by our names; another word if there is none."""
+    first = [weights.get(f"stages.0.layers.0.0.mixer.{one}_proj.weight") for one in ("in", "out")]
+    (rows, _), (dim, inner) = (tuple(w.shape) if isinstance(w, Tensor) and w.dim() == 2 else (0, 0) for w in first)
+    depth = sum(key.startswith("stages.2.") and key.endswith(".out_proj.weight") for key in weights)
+    size = {96: "tiny" if depth < 10 else "small", 128: "base"}.get(dim)
+    plain = rows == 2 * inner and depth in (9, 27)
+    return f"vmamba_{size}_v0" if plain else f"vmamba_{size}_s{inner / max(dim, 1):g}l{depth}"
+
 
 # The mixer's stacked tensors: their last published name, ours, the dimensions, and how ours is made. The published ones
 # start with the four directions: rows, columns, rows back, columns back; ours with (back, column).
@@ -164,9 +182,8 @@ def _reshape(key: str, value: object) -> tuple[str, object]:
     path, _, leaf = key.rpartition(".")
     if isinstance(value, Tensor) and leaf in STACKED:
         own, dims, convert = STACKED[leaf]
-        return f"{path}.{own}", convert(value) if value.dim() == dims and value.shape[0] % 4 == 0 < len(
-            value
-        ) else value
+        sound = value.dim() == dims and value.shape[0] % 4 == 0 < len(value)
+        return f"{path}.{own}", convert(value) if sound else value
     if isinstance(value, Tensor) and LINEAR.search(key) and value.shape[2:] == (1, 1):
         return key, value.flatten(1)
     return key, value
@@ -184,16 +201,14 @@ _facts = partial(tag_facts, pool_size=(7, 7), paper_ids="arXiv:2401.10166", lice
 
 def _published(generation: str, file: str, top1: float) -> dict[str, object]:
     """The facts of the authors' weights, with their top-1 in % on ImageNet-1k's validation images."""
-    stem = "patch_embed.proj" if generation == "v0" else "patch_embed.conv1"
     return _facts(
         url=f"https://github.com/MzeroMiko/VMamba/releases/download/%23{generation}cls/{file}",
         origin_url="https://github.com/MzeroMiko/VMamba",
-        first_conv=stem,
+        first_conv="patch_embed.proj" if generation == "v0" else "patch_embed.conv1",
         notes=(f"{top1} % top-1, as published",),
     )
 
 
-_V2 = {"first_conv": "patch_embed.conv1"}
 default_cfgs = generate_default_cfgs(
     {
         "vmamba_tiny_v0.in1k": _published("v0", "vssmtiny_dp01_ckpt_epoch_292.pth", 82.2),
@@ -205,7 +220,7 @@ default_cfgs = generate_default_cfgs(
         "vmamba_tiny_s1l8.in1k": _published("v2", "vssm1_tiny_0230s_ckpt_epoch_264.pth", 82.6),
         "vmamba_small_s1l20.in1k": _published("v2", "vssm1_small_0229s_ckpt_epoch_240.pth", 83.3),
         "vmamba_base_s1l20.in1k": _published("v2", "vssm1_base_0229s_ckpt_epoch_225.pth", 83.8),
-        "test_vmamba.untrained": _facts(input_size=(3, 64, 64), pool_size=(2, 2), **_V2),
+        "test_vmamba.untrained": _facts(input_size=(3, 64, 64), pool_size=(2, 2), first_conv="patch_embed.conv1"),
     }
 )
 

@@ -234,16 +234,29 @@ class StagedBackbone(TimmModel):
     def rename_weights(self, weights: dict[str, object]) -> dict[str, object]:
         """Give the weights of a classifier, or of a detector's backbone, this model's names; see :meth:`rename_weight`.
 
-        A detector has a norm after each stage for its own head, and no final norm: the first are dropped, and the
-        final norm stays as it is, which is logged.
+        A detector has a norm after each stage and heads of its own, which are dropped. It has no final norm and no
+        classifier: this model's stay as they are. Both is logged.
+
+        Raises:
+            ValueError: two of the weights have one name in this model.
         """
-        if any(key.startswith(DETECTOR) for key in weights):
-            weights = {key.removeprefix(DETECTOR): w for key, w in weights.items() if key.startswith(DETECTOR)}
-        renamed = dict(self.rename_weight(key, weight) for key, weight in weights.items() if not OUT_NORM.match(key))
-        if len(renamed) < len(weights):
-            _logger.warning("The weights are of a detector: the final norm and the head are new")
+        backbone = {key.removeprefix(DETECTOR): w for key, w in weights.items() if key.startswith(DETECTOR)} or weights
+        kept = {key: weight for key, weight in backbone.items() if not OUT_NORM.match(key)}
+        renamed: dict[str, object] = {}
+        for published, weight in kept.items():
+            key, value = self.rename_weight(published, weight)
+            if key in renamed:
+                raise ValueError(f"two of its tensors are {key} in the model")
+            renamed[key] = value
+        if len(kept) < len(weights):
             own = {key: weight for key, weight in self.state_dict().items() if key.startswith(("norm_f.", "head."))}
-            renamed = {**own, **renamed}
+            new = sorted({key.partition(".")[0] for key in own} - {key.partition(".")[0] for key in renamed})
+            _logger.warning(
+                "The weights are of a detector: %d tensors besides its backbone are left out; new in the model: %s",
+                len(weights) - len(kept),
+                " and ".join(new) or "nothing",
+            )
+            renamed |= {key: weight for key, weight in own.items() if key.startswith(tuple(f"{one}." for one in new))}
         return renamed
 
     def rename_weight(self, key: str, weight: object) -> tuple[str, object]:
