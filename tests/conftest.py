@@ -51,6 +51,14 @@ def call(monkeypatch, capsys):
 
 
 @pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to be in."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
 def fresh_accelerate():
     """accelerate keeps the precision of the first run of a process: forget it before and after the test."""
     from accelerate.state import AcceleratorState

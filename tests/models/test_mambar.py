@@ -124,3 +124,15 @@ def test_initial_weights_and_what_is_not_decayed():
     for parameter in (model.cls_token, model.pos_embed_cls, model.pos_embed, model.neck.weight, model.head.weight):
         assert parameter.std().item() == pytest.approx(0.02, rel=0.1)
     assert model.no_weight_decay() == {"cls_token", "pos_embed", "pos_embed_cls"}
+
+
+def test_weights_of_another_image_size(tmp_path):
+    """The table has no rows of registers."""
+    trained = timm.create_model("test_mambar", img_size=(64, 96))
+    torch.save({"model": trained.state_dict()}, tmp_path / "a.pth")
+    overlay = {"file": str(tmp_path / "a.pth"), "input_size": (3, 64, 96)}
+    model = timm.create_model("test_mambar", pretrained=True, pretrained_cfg_overlay=overlay, img_size=(32, 128))
+    table = trained.pos_embed.unflatten(1, (4, 6)).movedim(-1, 1)
+    want = torch.nn.functional.interpolate(table, (2, 8), mode="bicubic").flatten(2).transpose(1, 2)
+    torch.testing.assert_close(model.pos_embed, want)
+    assert torch.equal(model.pos_embed_cls, trained.pos_embed_cls)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -6,7 +8,8 @@ from torch.nn.functional import pad
 
 import vim  # noqa: F401  registers the models
 from tests.golden.check import check_outputs, load_cases, published_weights
-from vim.checkpoints import load_pretrained
+from vim.checkpoints import adapt, load_pretrained
+from vim.errors import UserError
 from vim.layers import SplitMixer
 
 CASES = {name: case for name, case in load_cases("families.json").items() if name.startswith("mambavision")}
@@ -126,3 +129,56 @@ def test_initial_weights_rates_and_options():
     ):
         with pytest.raises(ValueError, match="must"):
             timm.create_model("test_mambavision", **wrong)
+
+
+def test_files_of_detectors_without_counters(tmp_path, caplog):
+    """In a classifier and in a backbone, with windows of the whole map."""
+    trained = drawn()
+    weights = {
+        f"backbone.{key}": value
+        for key, value in trained.state_dict().items()
+        if not key.startswith(("norm_f", "head")) and not key.endswith("num_batches_tracked")
+    }
+    weights |= {f"backbone.outnorm{i}.weight": torch.ones(8 * 2**i) for i in range(4)}
+    weights["decode_head.conv_seg.bias"], weights["neck.0.bias"] = torch.ones(150), torch.ones(3)
+    path = tmp_path / "a.pth"
+    torch.save({"meta": {"epoch": 12}, "state_dict": weights}, path)
+    load = partial(timm.create_model, "test_mambavision", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    image = torch.randn(1, 3, 64, 64)
+    want = trained.forward_intermediates(image, intermediates_only=True)
+    for options in ({"num_classes": 3}, {"features_only": True}):
+        caplog.clear()
+        model = load(window_sizes=None, **options).eval()
+        new = "norm_f" if "features_only" in options else "head and norm_f"
+        assert caplog.text.count(f"6 tensors besides its backbone are left out; new in the model: {new}\n") == 1
+        found = model(image) if "features_only" in options else model.forward_intermediates(image)[1]
+        for got, map_ in zip(found, want, strict=True):
+            torch.testing.assert_close(got, map_)
+
+
+@pytest.mark.parametrize("name", ["test_mambavision", "test_vmamba", "test_mambar"])
+@pytest.mark.parametrize("options", [{"num_classes": 0}, {"num_classes": 7}, {"features_only": True}, {"in_chans": 1}])
+def test_a_classifier_in_other_models(name, options, tmp_path):
+    weights = timm.create_model(name, num_classes=5).state_dict()
+    path = tmp_path / "a.pth"
+    torch.save({"model": {f"model.{key}": value for key, value in weights.items()}, "model_ema": weights}, path)
+    overlay = {"file": str(path), "num_classes": 5}
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    state = getattr(model, "model", model).state_dict()
+    kept = {key for key in weights if torch.equal(weights[key], state.get(key, torch.empty(0)))}
+    left = {key.partition(".")[0] for key in weights.keys() - kept}
+    assert left <= {"head", "norm_f", "neck", "norm_neck", "patch_embed"}
+    assert len(kept) > len(weights) - 8
+    convs = [(key, value) for key, value in weights.items() if key.startswith("patch_embed") and value.dim() == 4]
+    if "in_chans" in options:
+        torch.testing.assert_close(state[convs[0][0]], convs[0][1].sum(1, keepdim=True))
+    else:
+        assert "patch_embed" not in left
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_counter_that_is_no_number(value):
+    model = drawn()
+    weights = model.state_dict() | {"norm_f.norm.num_batches_tracked": torch.tensor(value)}
+    with pytest.raises(UserError, match="norm_f.norm.num_batches_tracked holds 1 numbers that are not finite"):
+        adapt(weights, model, "a.pth")

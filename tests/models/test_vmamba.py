@@ -5,7 +5,7 @@ from torch import nn
 
 import vim  # noqa: F401  registers the models
 from tests.golden.check import check_outputs, load_cases, published_weights
-from vim.checkpoints import load_pretrained
+from vim.checkpoints import check_fit, load_pretrained, rename
 from vim.errors import UserError
 
 CASES = {name: case for name, case in load_cases("families.json").items() if name.startswith("vmamba")}
@@ -94,7 +94,7 @@ def test_the_backbone_of_a_detector(golden, tmp_path, caplog):
     features = timm.create_model(
         case["name"], features_only=True, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
     ).eval()
-    assert "the final norm" in caplog.text
+    assert caplog.text.count("5 tensors besides its backbone are left out; new in the model: norm_f\n") == 1
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         for got, want in zip(features(image), model.forward_intermediates(image, intermediates_only=True), strict=True):
@@ -112,6 +112,40 @@ def test_a_tensor_of_another_shape_is_named(key, shape, tmp_path):
     torch.save({"model": weights}, path)
     with pytest.raises(UserError, match=r"a.pth is of another model: stages.0.layers.0.0.mixer.*\(.*\) there"):
         load_pretrained(timm.create_model("vmamba_tiny_s1l8"), path)
+
+
+@pytest.mark.parametrize(
+    ("of", "into"),
+    [
+        ("tiny_v0", "tiny_s1l8"),
+        ("tiny_s1l8", "tiny_v0"),
+        ("tiny_s1l8", "tiny_s2l5"),
+        ("small_v0", "tiny_v0"),
+        ("base_s2l15", "small_s2l15"),
+    ],
+)
+def test_weights_of_another_variant(of, into, tmp_path):
+    with torch.device("meta"):
+        weights = timm.create_model(f"vmamba_{of}").state_dict()
+        model = timm.create_model(f"vmamba_{into}")
+    with pytest.raises(UserError, match=f"^a.pth is of another model: its tensors are those of vmamba_{of}$"):
+        rename(weights, model, "a.pth")
+    del weights["stages.2.layers.1.0.mixer.out_proj.weight"]  # the file of no published variant
+    assert "its tensors are those" not in refusal(lambda: check_fit(model.rename_weights(weights), model, "a.pth"))
+
+
+def refusal(call):
+    with pytest.raises(UserError) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_two_weights_of_one_name(tmp_path):
+    model = timm.create_model("test_vmamba")
+    weights = model.state_dict() | {"classifier.norm.weight": torch.ones(48)}
+    assert "a.pth is of another model: two of its tensors are norm_f.weight in the model" in refusal(
+        lambda: rename(weights, model, "a.pth")
+    )
 
 
 def transposed(weights):
