@@ -552,9 +552,9 @@ def test_every_published_file_has_a_tag(size, tmp_path, monkeypatch):
 
 def test_the_published_table_is_the_model_zoos():
     """Row by row, by model and columns, as docs/model_zoo.md has it."""
-    zoo = (ROOT / "docs/model_zoo.md").read_text()
+    zoo = (ROOT / "docs/model_zoo.md").read_text().partition("\n## VideoMamba\n")[2].partition("\n## ")[0]
     figures = [top1 for top1 in PUBLISHED.values() if top1]
-    tables = [re.findall(r"\d+\.\d", row) for row in re.findall(r"^\| `(?!vim).*\|$", zoo, re.MULTILINE)]
+    tables = [re.findall(r"\d+\.\d", row) for row in re.findall(r"^\| `.*\|$", zoo, re.MULTILINE)]
     assert figures == [float(figure) for row in tables for figure in row]
     assert (len(figures), len(PUBLISHED)) == (58, 63)
 
