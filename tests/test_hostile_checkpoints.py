@@ -49,7 +49,7 @@ CALLS = {  # the name that is refused, and what calls it
     "eval": ("__builtin__.eval", EVAL),
     "exec": ("__builtin__.exec", Call(exec, CODE)),
     "open": ("io.open", Call(open, "made", "w")),
-    "getattr": ("__builtin__.getattr", Call(Call(getattr, Path("made"), "touch"))),
+    "getattr": (r"pathlib\.\w+", Call(Call(getattr, Path("made"), "touch"))),
     "methodcaller": ("operator.methodcaller", Call(operator.methodcaller("touch"), Path("made"))),
     "partial": ("functools.partial", Call(functools.partial(eval, CODE))),
     "map": ("__builtin__.list", Call(list, Call(map, eval, [CODE]))),
@@ -151,6 +151,10 @@ def header(shape="[1]", offsets="[0,4]", size=None):
     return (len(text) if size is None else size).to_bytes(8, "little") + text + bytes(4)
 
 
+# bytes as numpy's arrays have them: the function and a long string, in the memo, called once and again
+ENCODE = b"\x80\x02}X\1\0\0\0a](c_codecs\nencode\nq\x01X\x20\0\0\0" + b"x" * 32 + b"q\x02X\6\0\0\0latin1q\x03\x86R"
+AGAIN = b"h\x01h\x02h\x03\x86R"
+ONE_HASH = b"".join(b"\x8a\x0a" + (i * sys.hash_info.modulus).to_bytes(10, "little") + b"N" for i in range(3000))
 NO_ARCHIVE = "expected safetensors, or what torch.save writes since PyTorch 1.6"
 DAMAGED = "cannot read .* as a checkpoint: it is damaged, or not what safetensors or torch.save wrote "
 CPU_TENSOR = torch._utils._rebuild_device_tensor_from_cpu_tensor
@@ -183,6 +187,13 @@ ATTACKS = {
     "bytearray": (call(bytearray, 10), "it calls '__builtin__.bytearray'"),
     "capitals": (archive(pickled(Call(bytearray, 10)), name="a/DATA.PKL"), "it calls '__builtin__.bytearray'"),
     "codec": (call(codecs.encode, "a", "hex"), "it calls '_codecs.encode'"),
+    "codec, again": (archive(ENCODE + AGAIN * 100 + b"es."), "it calls '_codecs.encode'"),
+    "codec, from the memo": (archive(ENCODE + b"h\x01X\1\0\0\0aX\3\0\0\0hex\x86Res."), "it calls '_codecs.encode'"),
+    "codec, kept": (archive(ENCODE + b"h\x01h\x01\x86es."), "it calls '_codecs.encode'"),
+    "codec of a codec": (call(codecs.encode, Call(codecs.encode, "a", "latin1"), "hex"), "it calls '_codecs.encode'"),
+    "names": (archive(b"\x80\x02](" + b"cnumpy\ndtype\n" * 2000 + b"e."), "more than 1000 names of functions"),
+    "keys of one hash": (archive(b"\x80\x02}(" + ONE_HASH + b"u."), "more than 2000 long integers"),
+    "called result": (archive(b"\x80\x02}X\1\0\0\0acnumpy\ndtype\n)R)Rs."), DAMAGED),
     "empty tensor": (call(torch.Tensor, 10), "it calls 'torch.Tensor'"),
     "copied tensor": (
         call(CPU_TENSOR, tensor(stride=(0,)), torch.float64, "cpu", False),
@@ -232,8 +243,8 @@ def test_a_path_that_is_no_utf8(tmp_path):
 
 
 def test_many_values_besides_the_tensors(tmp_path):
-    torch.save({"a": torch.zeros(1), "history": [0] * 3_000_000}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"a.pth is not a checkpoint: besides its tensors it holds \d+ bytes of values"):
+    torch.save({"a": torch.zeros(1), "history": [0] * 600_000}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a.pth is not a checkpoint: it holds more than 500000 opcodes"):
         vim.checkpoints.read_checkpoint(tmp_path / "a.pth")
 
 

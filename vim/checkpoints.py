@@ -9,7 +9,7 @@ import logging
 import pickletools
 import re
 import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -38,12 +38,38 @@ HARMLESS = re.compile(
     r"|torch\.(Size|device|\w+Storage|bool|u?int\d+|b?float\d+|complex\d+)"
     r"|torch\._utils\._rebuild_(tensor_v2|parameter)"
 )
-MOST_PICKLED = 4_000_000  # bytes, of which a tensor takes about 200; to read more takes long
-# the options of the training code: argparse's as they are, those of yacs as a dict
-OPTIONS: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
-MOST_TUPLES = 100_000  # a tensor takes about four; a million tuples inside one another crash the interpreter
+# what trainers, mmengine's above all, log beside the weights: numpy's values, and histories of them
+UNREAD = {
+    **{f"numpy.{core}.multiarray._reconstruct": "ndarray" for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": "numpy scalar" for core in ("core", "_core")},
+    "numpy.ndarray": "class",
+    "numpy.dtype": "dtype",
+    "builtins.bytes": "bytes",  # of an empty array; others are encoded
+    "builtins.getattr": "method",  # of a HistoryBuffer
+    "mmengine.logging.history_buffer.HistoryBuffer": "HistoryBuffer",
+}
+ENCODE = ("GLOBAL", "_codecs encode")
+LATIN1 = ("BINUNICODE", "latin1")
+MOST = {  # opcodes, by a part of their names
+    "": (500_000, "opcodes"),  # of which a tensor takes about thirty; to read more takes long
+    "GLOBAL": (1_000, "names of functions"),  # torch looks each up slowly; a pickler writes each once
+    "TUPLE": (100_000, "tuples"),  # a tensor takes about four; a million inside one another crash the interpreter
+    "LONG1": (2_000, "long integers"),  # as keys of one hash, each is compared with all before it
+}
 
 _logger = logging.getLogger(__name__)
+
+
+class _Unread:
+    """What is read in place of a value that no weights need: it ignores its arguments and its state."""
+
+    def __init__(self, *_: object) -> None: ...
+    def __setstate__(self, _: object) -> None: ...
+
+
+# the options of the training code, argparse's as they are and those of yacs as a dict; and what is left unread
+READ_AS: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
+READ_AS += [(type(kind, (_Unread,), {}), name) for name, kind in UNREAD.items()]
 
 
 class TagFacts(TypedDict, total=False):
@@ -132,7 +158,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         _inspect(path)
-        with path.open("rb") as file, torch.serialization.safe_globals(OPTIONS):  # torch opens no path but UTF-8
+        with path.open("rb") as file, torch.serialization.safe_globals(READ_AS):  # torch opens no path but UTF-8
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -183,18 +209,47 @@ def _inspect(path: Path) -> None:
             raise UserError(f"{path} is damaged: {damaged} in it does not match its checksum")
     with path.open("rb") as file:
         pickle = torch._C.PyTorchFileReader(file).get_record("data.pkl")  # as torch finds it: in any case of letters
-    if len(pickle) > MOST_PICKLED:
-        raise UserError(f"{path} is not a checkpoint: besides its tensors it holds {len(pickle)} bytes of values")
-    opcodes = [(code.name, argument) for code, argument, _ in pickletools.genops(pickle)]
-    for name in (str(argument).replace(" ", ".") for code, argument in opcodes if code == "GLOBAL"):
-        if not HARMLESS.fullmatch(name):
-            raise UserError(
-                f"cannot read {path} as a checkpoint: it calls {name!a}, "
-                "which no dense tensor or plain value needs; nothing of it was run. "
-                "If you trust the file, save its state dict alone where its training code runs"
-            )
-    if sum("TUPLE" in code for code, _ in opcodes) > MOST_TUPLES:
-        raise UserError(f"{path} is not a checkpoint: it holds more than {MOST_TUPLES} tuples")
+    _check_opcodes(pickle, path)
+
+
+def _check_opcodes(pickle: bytes, path: Path) -> None:
+    """Refuse a pickle that takes too long, or calls what is not :data:`HARMLESS` or :data:`UNREAD`.
+
+    Torch runs `_codecs.encode` itself, as numpy's bytes need it. Only numpy's own way is let through, a string to
+    latin1 where the function stands on the stack, since other codecs, and long strings again and again, fill memory.
+    """
+    counts = dict.fromkeys(MOST, 0)
+    memo: dict[object, tuple[str, Any]] = {}
+    last: deque[tuple[str, Any]] = deque(maxlen=5)
+    encoded = 0
+    for opcode, argument, _ in pickletools.genops(pickle):
+        code = opcode.name
+        for part, (most, values) in MOST.items():
+            counts[part] += part in code
+            if counts[part] > most:
+                raise UserError(f"{path} is not a checkpoint: it holds more than {most} {values}")
+        if "PUT" in code:
+            memo[argument] = last[-1]
+            continue
+        last.append(memo.get(argument, (code, None)) if "GET" in code else (code, argument))
+        if code == "GLOBAL" and last[-1] != ENCODE:
+            name = str(argument).replace(" ", ".")
+            if not HARMLESS.fullmatch(name) and name.replace("__builtin__", "builtins") not in UNREAD:
+                raise _refused_call(name, path)
+        if len(last) == 5 and last[0] == ENCODE:
+            (kind, text), encoding, *rest = list(last)[1:]
+            encoded += len(text) if kind == "BINUNICODE" else 0
+            numpys = kind == "BINUNICODE" and encoding == LATIN1 and [code for code, _ in rest] == ["TUPLE2", "REDUCE"]
+            if not numpys or encoded > len(pickle):
+                raise _refused_call("_codecs.encode", path)
+
+
+def _refused_call(name: str, path: Path) -> UserError:
+    return UserError(
+        f"cannot read {path} as a checkpoint: it calls {name!a}, "
+        "which no dense tensor or plain value needs; nothing of it was run. "
+        "If you trust the file, save its state dict alone where its training code runs"
+    )
 
 
 def adapt(
