@@ -73,7 +73,7 @@ WRONG = {  # the content of a file, and the error
     "infinite in float32": (broken(PROJ, 1e300, torch.float64), not_finite(PROJ, 1, 1024)),
     "all nan": (but(CONV, CONV3 * NAN), not_finite(CONV, 3072, 3072)),
     "resnet": ({"conv1.weight": torch.ones(64, 3, 7, 7), "fc.weight": torch.ones(9, 9)}, EMPTY),
-    "batch norm": ({"bn1.num_batches_tracked": torch.tensor(3)}, "has bn1.num_batches_tracked as torch.int64"),
+    "batch norm": (but("bn1.num_batches_tracked", torch.tensor(3)), other("bn1.num_batches_tracked", (), "missing")),
     "width": (random_weights(embed_dim=8), other("cls_token", (1, 1, 8), (1, 1, 16))),
     "deeper": (DEEPER, other("layers.2.norm.weight", (16,), "missing") + ", and 16 more differ"),
     "shallower": (SHALLOWER, other("layers.1.norm.weight", "missing", (16,)) + ", and 16 more differ"),

@@ -96,8 +96,6 @@ class Loadable(Protocol):
     pretrained_cfg: TagFacts
     pretrained_model_args: dict[str, object]
 
-    @property
-    def head_hidden_size(self) -> int: ...
     def state_dict(self) -> Mapping[str, Tensor]: ...
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object: ...
     def reset_classifier(self, num_classes: int) -> None: ...
@@ -346,7 +344,8 @@ def _check_tensors(
             raise UserError(
                 f"{source} holds no state dict: {key} is a {type(value).__name__}, not a tensor; {_names(weights)}"
             )
-        sound = value.is_floating_point() or value.dtype == integers.get(key)
+        # a counter that the model lacks is left over, which check_fit says
+        sound = value.is_floating_point() or value.dtype == integers.get(key, key.endswith(COUNTER) and torch.int64)
         dense = sound and value.layout == torch.strided and not value.is_meta
         if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise UserError(
@@ -386,7 +385,7 @@ def _choose_head(weights: dict[str, Tensor], model: Loadable, source: str | Path
         return
     found = [weights[key].shape for key in HEAD if key in weights]
     classes = found[0][0] if found and found[0] else 0
-    sound = found in ([], [(classes, model.head_hidden_size), (classes,)])  # otherwise check_fit names the fault
+    sound = not found or found[1:] == [(classes,)]  # otherwise check_fit names the fault
     convs = [tensors[_first_conv(model)].dim() for tensors in (weights, state) if _first_conv(model) in tensors]
     wanted = convs == [4, 5] or model.num_classes != model.pretrained_cfg.get("num_classes")
     if sound and wanted and classes != model.num_classes:
@@ -413,6 +412,8 @@ def check_fit(weights: Mapping[str, object], model: Loadable | nn.Module, source
         first = wrong[0]
         more = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
         hint = ": num_classes must be the file's, or 0" if first in HEAD else ""
+        if first == HEAD[0] and first in found and found[first][:1] == wanted.get(first, ())[:1]:
+            hint = ": global_pool must be the file's, or num_classes 0"  # Mamba-R's head is as wide as what is pooled
         if not wanted.keys() & found.keys():
             hint = f"; {_names(weights)}"
         raise UserError(

@@ -5,6 +5,7 @@ import torch
 import vim  # noqa: F401  registers the models
 from tests.golden.check import check_keys, check_outputs, load_cases, published_weights
 from vim.checkpoints import load_pretrained
+from vim.errors import UserError
 from vim.layers import insert_registers, split_registers
 
 CASES = {name: case for name, case in load_cases("families.json").items() if name.startswith("mambar_")}
@@ -136,3 +137,12 @@ def test_weights_of_another_image_size(tmp_path):
     want = torch.nn.functional.interpolate(table, (2, 8), mode="bicubic").flatten(2).transpose(1, 2)
     torch.testing.assert_close(model.pos_embed, want)
     assert torch.equal(model.pos_embed_cls, trained.pos_embed_cls)
+
+
+def test_weights_for_another_pooling(tmp_path):
+    """The head is as wide as what is pooled, so the file's cannot be kept, but can be replaced."""
+    torch.save(timm.create_model("test_mambar", num_classes=1000).state_dict(), tmp_path / "weights.pth")
+    options = {"pretrained": True, "pretrained_cfg_overlay": {"file": tmp_path / "weights.pth"}, "global_pool": "avg"}
+    assert timm.create_model("test_mambar", num_classes=7, **options).head.weight.shape == (7, 64)
+    with pytest.raises(UserError, match="global_pool must be the file's, or num_classes 0"):
+        timm.create_model("test_mambar", **options)
