@@ -125,6 +125,7 @@ def test_initial_weights_rates_and_options():
         {"depths": (1, 1, 1)},
         {"window_sizes": (-1, 2)},
         {"window_sizes": (4,)},
+        {"window_sizes": 4},
         {"stem_dim": 0},
     ):
         with pytest.raises(ValueError, match="must"):

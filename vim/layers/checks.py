@@ -19,7 +19,8 @@ def check_counts(*, least: int = 1, **options: int) -> None:
 def check_stages(*, least: int = 1, **options: Sequence[int]) -> None:
     """Raise ValueError unless each option has a whole number, at least `least`, for each stage, and all as many."""
     for name, numbers in options.items():
-        if not numbers or not all(isinstance(number, int) and number >= least for number in numbers):
+        whole = isinstance(numbers, Sequence) and all(isinstance(number, int) and number >= least for number in numbers)
+        if not numbers or not whole:
             raise ValueError(f"{name} must be at least {least} and whole in each stage, got {numbers!r}")
     if len({len(numbers) for numbers in options.values()}) > 1:
         raise ValueError(f"{', '.join(options)} must have a number for each stage, got {tuple(options.values())}")
