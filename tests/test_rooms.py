@@ -22,13 +22,14 @@ ALLOWED = {
     "vim/export.py": {"data", "engine", "errors"},
     "vim/layers": {"kernels", "checkpoints"},
     "models": {"layers", "checkpoints"},
+    "vim/compat": {"errors", "kernels"},
     "vim/data": {"errors", "fields", "options"},
     "vim/engine": {"checkpoints", "data", "errors", "fields", "options", "registry", "typing"},
     "vim/measure": {"data", "errors", "kernels", "layers", "models", "registry", "typing"},
     "vim/tasks": {"checkpoints", "data", "engine", "errors", "fields", "models", "options", "registry", "typing"},
 }
 PARTS = {
-    *("kernels", "layers", "models", "data", "engine", "measure", "tasks"),
+    *("compat", "kernels", "layers", "models", "data", "engine", "measure", "tasks"),
     *("checkpoints", "errors", "export", "fields", "options", "registry", "typing"),
 }
 

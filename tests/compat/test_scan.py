@@ -1,0 +1,197 @@
+"""selective_scan_fn and the raw extensions against loops in float64."""
+
+import pytest
+import torch
+
+from tests.compat import loops
+from vim.compat import raw_scan
+from vim.compat.scan import bimamba_inner_fn, mamba_inner_fn, mamba_inner_fn_no_out_proj, selective_scan_fn
+
+B_, D_, L_, N_ = 2, 6, 11, 3
+SHAPES = {"(d,n)": (D_, N_), "(b,n,l)": (B_, N_, L_), "(b,g,n,l)": (B_, 2, N_, L_), "one group": (B_, 1, N_, L_)}
+
+
+def inputs(shape_B="(b,n,l)", shape_C="(b,n,l)", z=True, dtype=torch.float32, l=L_, r=1):
+    torch.manual_seed(0)
+    make = {
+        "u": torch.randn(B_, D_, l),
+        "delta": torch.randn(B_, D_ // r, l) - 1,
+        "A": -torch.rand(D_, N_) - 0.1,
+        "B": torch.randn(*(l if s == L_ else s for s in SHAPES[shape_B])),
+        "C": torch.randn(*(l if s == L_ else s for s in SHAPES[shape_C])),
+        "D": torch.randn(D_),
+        "z": torch.randn(B_, D_, l) if z else None,
+        "delta_bias": torch.randn(D_ // r),
+    }
+    wide = ("A", "D", "delta_bias", *(name for name in ("B", "C") if make[name].dim() == 2))
+    return {
+        name: t if t is None else t.to(torch.float32 if name in wide else dtype).requires_grad_()
+        for name, t in make.items()
+    }
+
+
+def close(ours, theirs, tolerance=2e-5):
+    scale = theirs.abs().max().clamp(min=1e-6)
+    assert ours.shape == theirs.shape
+    assert ((ours.double() - theirs).abs().max() / scale) < tolerance
+
+
+def gradients(y, tensors):
+    torch.manual_seed(1)
+    weights = torch.randn(y.shape, dtype=torch.float64)
+    wanted = [t for t in tensors.values() if t is not None]
+    return torch.autograd.grad((y.double() * weights).sum(), wanted), weights
+
+
+@pytest.mark.parametrize("z", [True, False], ids=["gate", "no gate"])
+@pytest.mark.parametrize("shape_C", SHAPES)
+@pytest.mark.parametrize("shape_B", SHAPES)
+def test_the_scan_takes_every_shape_of_B_and_C(shape_B, shape_C, z):
+    tensors = inputs(shape_B, shape_C, z)
+    y, state = selective_scan_fn(**tensors, delta_softplus=True, return_last_state=True)
+    expected, _, last = loops.scan(**tensors, delta_softplus=True)
+    assert y.is_contiguous() and y.dtype == torch.float32 and not state.requires_grad
+    close(y, expected)
+    close(state, last)
+    for ours, theirs in zip(gradients(y, tensors)[0], gradients(expected, tensors)[0], strict=True):
+        assert ours.dtype == theirs.dtype
+        close(ours, theirs.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_dtypes_are_the_inputs(dtype, autocast):
+    tensors = inputs(dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        y = selective_scan_fn(**tensors, delta_softplus=True)
+    assert y.dtype == dtype
+    close(y, loops.scan(**tensors, delta_softplus=True)[0], 0.02)
+    y.sum().backward()
+    assert [t.grad.dtype for t in tensors.values()] == [t.dtype for t in tensors.values()]
+
+
+def test_strided_inputs_and_none():
+    tensors = inputs()
+    xz = torch.randn(2 * D_, B_, L_).transpose(0, 1)  # as a projection of "d (b l)" lies in memory
+    u, z = xz.chunk(2, dim=1)
+    y = selective_scan_fn(u, *(tensors[name] for name in ("delta", "A", "B", "C")), None, z, None, False, None)
+    close(y, loops.scan(u, *(tensors[name] for name in ("delta", "A", "B", "C")), z=z)[0])
+
+
+@pytest.mark.parametrize(("name", "shape"), [("B", (B_, L_, N_)), ("C", (B_, 4, N_, L_)), ("B", (N_, D_))])
+def test_wrong_shapes_are_named(name, shape):
+    tensors = {**inputs(), name: torch.zeros(shape)}
+    with pytest.raises(ValueError, match=rf"{name} must be \(d, n\), \(b, n, l\) or \(b, g, n, l\)"):
+        selective_scan_fn(**tensors)
+
+
+def test_complex_decays_are_refused():
+    with pytest.raises(ValueError, match="A is complex"):
+        selective_scan_fn(**{**inputs(), "A": torch.zeros(D_, N_, dtype=torch.complex64)})
+
+
+@pytest.mark.parametrize("z", [True, False], ids=["gate", "no gate"])
+@pytest.mark.parametrize("shape", ["(d,n)", "(b,g,n,l)"])
+def test_selective_scan_cuda(shape, z):
+    tensors = inputs(shape, shape, z)
+    plain = {name: t if t is None else t.detach() for name, t in tensors.items()}
+    out, x, *gated = raw_scan.SelectiveScan.fwd(*plain.values(), True)
+    expected, ungated, last = loops.scan(**tensors, delta_softplus=True)
+    assert len(gated) == int(z) and x.shape == (B_, D_, 1, 2 * N_)
+    close(out, ungated)
+    close(x[:, :, -1, 1::2], last)
+    theirs, dout = gradients(expected, tensors)
+    dxz = torch.full((B_, 2 * D_, L_), torch.nan)
+    dz = dxz[:, D_:] if z else None
+    grads = raw_scan.SelectiveScan.bwd(*plain.values(), dout.float(), x, out if z else None, dz, True, z)
+    assert len(grads) == (9 if z else 7)
+    order = ("u", "delta", "A", "B", "C", "D", "delta_bias", *(("z",) if z else ()))
+    theirs = dict(zip((name for name, t in tensors.items() if t is not None), theirs, strict=True))
+    for name, grad in zip(order, grads, strict=False):
+        close(grad, theirs[name].double())
+    if z:
+        close(gated[0], expected)
+        close(grads[8], expected)
+        close(dxz[:, D_:], theirs["z"].double())
+        assert grads[7].data_ptr() == dz.data_ptr()
+
+
+def test_states_of_long_sequences_are_in_chunks():
+    tensors = {name: t.detach() for name, t in inputs(z=False, l=4100).items() if t is not None}
+    tensors["delta"] = tensors["delta"] - 5
+    order = [tensors.get(name) for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")]
+    out, x = raw_scan.SelectiveScan.fwd(*order, True)
+    expected, _, last = loops.scan(**tensors, delta_softplus=True)
+    assert x.shape == (B_, D_, 3, 2 * N_)
+    close(out, expected)
+    close(x[:, :, -1, 1::2], last)
+    first = {name: t[..., :2048] if t.shape[-1] == 4100 else t for name, t in tensors.items()}
+    close(x[:, :, 0, 1::2], loops.scan(**first, delta_softplus=True)[2])
+    dt = torch.nn.functional.softplus(first["delta"] + first["delta_bias"].view(-1, 1)).double().sum(2)
+    close(x[:, :, 0, ::2], torch.exp(dt[..., None] * first["A"].double()), 1e-3)
+
+
+@pytest.mark.parametrize("r", [1, 2, 3])
+@pytest.mark.parametrize("out_float", [True, False])
+def test_oflex(r, out_float):
+    tensors = inputs("(b,g,n,l)", "(b,g,n,l)", False, torch.bfloat16, r=r)
+    del tensors["z"]
+    plain = [t.detach() for t in tensors.values()]
+    out, x = raw_scan.Oflex.fwd(*plain, True, 1, out_float)
+    expected, _, _ = loops.scan(**tensors, delta_softplus=True)
+    assert out.dtype == (torch.float32 if out_float else torch.bfloat16)
+    close(out, expected, 0.02)
+    theirs, dout = gradients(expected, tensors)
+    grads = raw_scan.Oflex.bwd(*plain, dout.float(), x, True, 1)
+    assert [g.dtype for g in grads] == [t.dtype for t in plain]
+    for ours, wanted in zip(grads, theirs, strict=True):
+        close(ours, wanted.double(), 0.03)
+
+
+def mixer(bias):
+    torch.manual_seed(0)
+    r = 2
+    return {
+        "xz": torch.randn(B_, 2 * D_, L_),
+        "conv": torch.randn(D_, 1, 4),
+        "conv_bias": torch.randn(D_) if bias else None,
+        "x_proj": torch.randn(r + 2 * N_, D_) / 3,
+        "dt_proj": torch.randn(D_, r) / 3,
+        "out_proj": torch.randn(5, D_) / 3,
+        "out_bias": torch.randn(5) if bias else None,
+        "A": -torch.rand(D_, N_),
+        "A_b": -torch.rand(D_, N_),
+        "D": torch.randn(D_),
+        "delta_bias": torch.randn(D_),
+    }
+
+
+def mixed(p, backwards):
+    x, z = p["xz"].double().chunk(2, 1)
+    x = loops.conv(x, p["conv"][:, 0], p["conv_bias"], True)
+    rows = torch.einsum("rd,bdl->brl", p["x_proj"].double(), x)
+    delta = torch.einsum("dr,brl->bdl", p["dt_proj"].double(), rows[:, :2])
+    tensors = [x, delta, rows[:, 2 : 2 + N_], rows[:, -N_:], z]
+    rest = {"D": p["D"], "delta_bias": p["delta_bias"], "delta_softplus": True}
+    y = loops.scan(x, delta, p["A"], *tensors[2:4], z=z, **rest)[0]
+    if backwards:
+        x, delta, B, C, z = (t.flip(-1) for t in tensors)
+        y = y + loops.scan(x, delta, p["A_b"], B, C, z=z, **rest)[0].flip(-1)
+    return y
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_inner_functions(bias):
+    p = mixer(bias)
+    first = [p[name] for name in ("xz", "conv", "conv_bias", "x_proj", "dt_proj")]
+    out = [p["out_proj"], p["out_bias"]]
+
+    def projected(y):
+        y = torch.einsum("od,bdl->blo", p["out_proj"].double(), y)
+        return y if not bias else y + p["out_bias"]
+
+    rest = {"delta_bias": p["delta_bias"], "delta_softplus": True}
+    close(mamba_inner_fn_no_out_proj(*first, p["A"], None, None, p["D"], **rest), mixed(p, False))
+    close(mamba_inner_fn(*first, *out, p["A"], None, None, p["D"], **rest), projected(mixed(p, False)))
+    ours = bimamba_inner_fn(*first, *out, p["A"], p["A_b"], None, None, p["D"], **rest)
+    close(ours, projected(mixed(p, True)))

@@ -1,0 +1,86 @@
+"""Names of language models that vision repositories import and do not call: each raises when it is called."""
+
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from torch import nn
+
+
+def _refuse(name: str) -> NoReturn:
+    raise NotImplementedError(f"vim.compat serves {name} for import only: it is of language models; install mamba_ssm")
+
+
+class GenerationMixin:
+    """A base class of language models."""
+
+    def generate(self, *args: object, **options: object) -> NoReturn:
+        """Raise NotImplementedError."""
+        _refuse("GenerationMixin.generate")
+
+
+@dataclass
+class InferenceParams:
+    """The state of a model that generates token by token."""
+
+    max_seqlen: int
+    max_batch_size: int
+    seqlen_offset: int = 0
+    batch_size_offset: int = 0
+    key_value_memory_dict: dict = field(default_factory=dict)
+    lengths_per_sample: object = None
+
+
+@dataclass
+class MambaConfig:
+    """The options of a language model."""
+
+    d_model: int = 2560
+    d_intermediate: int = 0
+    n_layer: int = 64
+    vocab_size: int = 50277
+    ssm_cfg: dict = field(default_factory=dict)
+    attn_layer_idx: list = field(default_factory=list)
+    attn_cfg: dict = field(default_factory=dict)
+    rms_norm: bool = True
+    residual_in_fp32: bool = True
+    fused_add_norm: bool = True
+    pad_vocab_size_multiple: int = 8
+    tie_embeddings: bool = True
+
+
+class _Refused(nn.Module):
+    def __init__(self, *args: object, **options: object) -> None:
+        _refuse(type(self).__name__)
+
+
+class MambaLMHeadModel(_Refused):
+    """A language model; raises NotImplementedError."""
+
+
+class MixerModel(_Refused):
+    """A language model without its head; raises NotImplementedError."""
+
+
+class ColumnParallelLinear(_Refused):
+    """A linear layer on several devices; raises NotImplementedError."""
+
+
+class RowParallelLinear(_Refused):
+    """A linear layer on several devices; raises NotImplementedError."""
+
+
+def _refused(name: str):  # type: ignore[no-untyped-def]
+    def function(*args: object, **options: object) -> NoReturn:
+        _refuse(name)
+
+    function.__name__ = function.__qualname__ = name
+    return function
+
+
+load_config_hf, load_state_dict_hf = _refused("load_config_hf"), _refused("load_state_dict_hf")
+all_reduce, reduce_scatter = _refused("all_reduce"), _refused("reduce_scatter")
+chunk_scan_fwd, chunk_scan_bwd = (
+    _refused("_mamba_chunk_scan_combined_fwd"),
+    _refused("_mamba_chunk_scan_combined_bwd"),
+)
+gated_norm_fwd, gated_norm_bwd = _refused("_layer_norm_fwd"), _refused("_layer_norm_bwd")

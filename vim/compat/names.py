@@ -1,0 +1,102 @@
+"""The import names that are served, and the objects behind them.
+
+A module is a dict of its attributes; each value is `FILE.ATTRIBUTE` of this package. Extensions are what is compiled in
+the published packages: a repository's own fork of mamba_ssm runs on them. The rest is served where there is no fork.
+"""
+
+MAMBA_VERSION, CONV_VERSION = "2.2.4", "1.4.0"  # the releases whose functions have the arguments of those here
+
+
+def _same(file: str, *names: str) -> dict[str, str]:
+    return {name: f"{file}.{name}" for name in names}
+
+
+def _raw(kind: str) -> dict[str, str]:
+    return {"fwd": f"raw_scan.{kind}.fwd", "bwd": f"raw_scan.{kind}.bwd"}
+
+
+_NORMS = _same("norm", "RMSNorm", "layer_norm_fn", "rms_norm_fn") | {
+    "layer_norm_ref": "norm.layer_norm_fn",
+    "rms_norm_ref": "norm.rms_norm_fn",
+}
+_SCANS = _same("scan", "selective_scan_fn", "selective_scan_ref")
+_INNER = _same(
+    *("scan", "mamba_inner_fn", "mamba_inner_fn_no_out_proj", "mamba_inner_ref", "bimamba_inner_fn"),
+    "bimamba_inner_ref",
+)
+_CONV = _same("conv", "causal_conv1d_fn", "causal_conv1d_update")
+_LANGUAGE = {"MambaLMHeadModel": "language.MambaLMHeadModel"}
+
+EXTENSIONS: dict[str, dict[str, str]] = {
+    "selective_scan_cuda": _raw("SelectiveScan"),
+    "selective_scan_cuda_core": _raw("Core"),
+    "selective_scan_cuda_ndstate": _raw("Core"),
+    "selective_scan_cuda_nrow": _raw("Core"),
+    "selective_scan_cuda_oflex": _raw("Oflex"),
+    "causal_conv1d_cuda": {
+        "causal_conv1d_fwd": "raw_conv.causal_conv1d_fwd",
+        "causal_conv1d_bwd": "raw_conv.causal_conv1d_bwd",
+        "causal_conv1d_update": "raw_conv.causal_conv1d_update_raw",
+    },
+    "causal_conv1d.cpp_functions": {
+        "causal_conv1d_fwd_function": "raw_conv.causal_conv1d_fwd",
+        "causal_conv1d_bwd_function": "raw_conv.causal_conv1d_bwd",
+        "causal_conv1d_update_function": "raw_conv.causal_conv1d_update_raw",
+    },
+    "mamba_ssm.ops.triton.layernorm": _NORMS,
+    "mamba_ssm.ops.triton.layer_norm": _NORMS,
+    "mamba_ssm.ops.triton.layernorm_gated": {
+        "RMSNorm": "norm.GatedRMSNorm",
+        "LayerNorm": "norm.GatedLayerNorm",
+        **_same("norm", "layernorm_fn", "rmsnorm_fn"),
+        "rms_norm_ref": "norm.rmsnorm_fn",
+        "_layer_norm_fwd": "language.gated_norm_fwd",
+        "_layer_norm_bwd": "language.gated_norm_bwd",
+    },
+    "mamba_ssm.ops.triton.selective_state_update": {
+        "selective_state_update": "ssd.selective_state_update",
+        "selective_state_update_ref": "ssd.selective_state_update",
+    },
+    "mamba_ssm.ops.triton.ssd_combined": {
+        **_same("ssd", "mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined"),
+        "_mamba_chunk_scan_combined_fwd": "language.chunk_scan_fwd",
+        "_mamba_chunk_scan_combined_bwd": "language.chunk_scan_bwd",
+    },
+    # forks of these import names of transformers that it no longer has
+    "mamba_ssm.utils.generation": _same("language", "GenerationMixin", "InferenceParams"),
+    "mamba_ssm.utils.hf": _same("language", "load_config_hf", "load_state_dict_hf"),
+}
+PACKAGES: dict[str, dict[str, str]] = {
+    "mamba_ssm": {
+        "__version__": "names.MAMBA_VERSION",
+        **_same("mamba", "Mamba", "Mamba2"),
+        **_LANGUAGE,
+        **_SCANS,
+        **_same("scan", "mamba_inner_fn", "bimamba_inner_fn"),
+    },
+    "mamba_ssm.modules": {},
+    "mamba_ssm.modules.mamba_simple": _same("mamba", "Mamba", "Block"),
+    "mamba_ssm.modules.mamba2": _same("mamba", "Mamba2"),
+    "mamba_ssm.modules.block": _same("mamba", "Block"),
+    "mamba_ssm.ops": {},
+    "mamba_ssm.ops.selective_scan_interface": {**_SCANS, **_INNER},
+    "mamba_ssm.ops.triton": {},
+    "mamba_ssm.models": {},
+    "mamba_ssm.models.config_mamba": _same("language", "MambaConfig"),
+    "mamba_ssm.models.mixer_seq_simple": {**_LANGUAGE, **_same("language", "MixerModel")},
+    "mamba_ssm.utils": {},
+    "mamba_ssm.distributed": {},
+    "mamba_ssm.distributed.tensor_parallel": _same("language", "ColumnParallelLinear", "RowParallelLinear"),
+    "mamba_ssm.distributed.distributed_utils": _same("language", "all_reduce", "reduce_scatter"),
+    "causal_conv1d": {"__version__": "names.CONV_VERSION", **_CONV},
+    "causal_conv1d.causal_conv1d_interface": {
+        **_CONV,
+        "causal_conv1d_ref": "conv.causal_conv1d_fn",
+        "causal_conv1d_update_ref": "conv.causal_conv1d_update",
+    },
+    "selective_scan": _SCANS,
+    "selective_scan.selective_scan_interface": _SCANS,
+    "selective_scan_vmamba": {},
+    "selective_scan_vmamba.selective_scan_cuda_core": _raw("Core"),
+}
+TOP = tuple(sorted({name.partition(".")[0] for name in (*EXTENSIONS, *PACKAGES)}))
