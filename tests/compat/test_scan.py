@@ -46,7 +46,7 @@ def gradients(y, tensors):
 @pytest.mark.parametrize("z", [True, False], ids=["gate", "no gate"])
 @pytest.mark.parametrize("shape_C", SHAPES)
 @pytest.mark.parametrize("shape_B", SHAPES)
-def test_the_scan_takes_every_shape_of_B_and_C(shape_B, shape_C, z):
+def test_the_scan_takes_every_shape_of_its_inputs(shape_B, shape_C, z):
     tensors = inputs(shape_B, shape_C, z)
     y, state = selective_scan_fn(**tensors, delta_softplus=True, return_last_state=True)
     expected, _, last = loops.scan(**tensors, delta_softplus=True)

@@ -37,7 +37,7 @@ def layer_norm_fn(
     Raises:
         NotImplementedError: one of the other arguments is used.
     """
-    used = [name for name, value in others.items() if value is not None and value is not False and value != 0]
+    used = [name for name, value in others.items() if isinstance(value, Tensor) or value]
     if used:
         raise NotImplementedError(f"vim.compat serves layer_norm_fn without {', '.join(used)}")
     wide = state_dtype(x.dtype)

@@ -1,0 +1,270 @@
+"""Convolutions, norms and Mamba-2's scan against their definitions in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.compat import loops
+from tests.compat.test_scan import close
+from vim.compat import norm, raw_conv
+from vim.compat.conv import causal_conv1d_fn, causal_conv1d_update
+from vim.compat.mamba import Mamba2
+from vim.compat.ssd import (
+    mamba_chunk_scan_combined,
+    mamba_split_conv1d_scan_combined,
+    selective_state_update,
+)
+
+
+def conv_inputs(l=9):
+    torch.manual_seed(0)
+    return torch.randn(2, 6, l), torch.randn(6, 4), torch.randn(6)
+
+
+@pytest.mark.parametrize("activation", [None, "silu", "swish"])
+def test_causal_conv1d_fn(activation):
+    x, weight, bias = conv_inputs()
+    silu = activation is not None
+    expected = loops.conv(x, weight, bias, silu)
+    close(causal_conv1d_fn(x, weight, bias, activation=activation), expected)
+    close(causal_conv1d_fn(x, weight, bias, activation), expected)  # of version 1.0
+    close(causal_conv1d_fn(x.transpose(1, 2).contiguous().transpose(1, 2), weight, None), loops.conv(x, weight))
+
+
+@pytest.mark.parametrize("l", [2, 9])
+def test_states_of_the_convolution(l):
+    x, weight, bias = conv_inputs(l)
+    before = torch.randn(2, 6, 3)
+    y, last = causal_conv1d_fn(x, weight, bias, None, before, True, activation="silu")
+    close(y, loops.conv(x, weight, bias, True, before))
+    torch.testing.assert_close(last, torch.cat([before, x], 2)[..., -3:])
+    out = torch.empty(2, 6, 3)
+    assert causal_conv1d_fn(x, weight, bias, None, None, True, out)[1] is out
+    torch.testing.assert_close(out, F.pad(x, (3, 0))[..., -3:])
+
+
+def test_what_the_convolution_refuses():
+    x, weight, bias = conv_inputs()
+    with pytest.raises(NotImplementedError, match="without seq_idx"):
+        causal_conv1d_fn(x, weight, bias, torch.zeros(2, 9, dtype=torch.int32))
+    with pytest.raises(ValueError, match="activation must be"):
+        causal_conv1d_fn(x, weight, bias, activation="gelu")
+    with pytest.raises(TypeError, match="takes 4, 5, 7 or 8 arguments, got 6"):
+        raw_conv.causal_conv1d_fwd(x, weight, bias, None, None, True)
+
+
+def test_update_is_the_sequence():
+    x, weight, bias = conv_inputs()
+    expected = loops.conv(x, weight, bias, True)
+    state = torch.zeros(2, 6, 5)
+    got = [causal_conv1d_update(x[..., t], state, weight, bias, "silu") for t in range(5)]
+    got = torch.stack(got, 2)
+    close(torch.cat([got, causal_conv1d_update(x[..., 5:], state, weight, bias, "silu")], 2), expected)
+    state = torch.zeros(2, 6, 3)
+    close(raw_conv.causal_conv1d_update_raw(x[..., 0], state, weight, bias, True), expected[..., 0])
+    out = torch.empty(2, 6)
+    assert raw_conv.causal_conv1d_update_raw(x[..., 1], state, weight, bias, out, True, None, None) is None
+    close(out, expected[..., 1])
+
+
+FORWARD = {4: (), 5: (None,), 7: (None, None, None)}
+
+
+@pytest.mark.parametrize("count", [4, 5, 7, 8])
+def test_raw_convolution_of_each_version(count):
+    x, weight, bias = conv_inputs()
+    expected = loops.conv(x, weight, bias, True)
+    if count < 8:
+        close(raw_conv.causal_conv1d_fwd(x, weight, bias, *FORWARD[count], True), expected)
+        return
+    out, before, last = torch.empty_like(x), torch.randn(2, 6, 3), torch.empty(2, 6, 3)
+    assert raw_conv.causal_conv1d_fwd(x, weight, bias, None, before, out, last, True) is None
+    close(out, loops.conv(x, weight, bias, True, before))
+    torch.testing.assert_close(last, x[..., -3:])
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["dx given", "no dx"])
+@pytest.mark.parametrize("count", [6, 7, 10, 12])
+def test_raw_gradients_of_each_version(count, given):
+    x, weight, bias = (t.requires_grad_() for t in conv_inputs())
+    before = torch.randn(2, 6, 3, requires_grad=True) if count > 7 else None
+    y = loops.conv(x, weight, bias, True, before)
+    dout, dlast = torch.randn(y.shape), torch.randn(2, 6, 3) if count > 7 else None
+    loss = (y * dout).sum()
+    if count > 7:
+        loss = loss + (torch.cat([before, x], 2)[..., -3:] * dlast).sum()
+    theirs = torch.autograd.grad(loss, [x, weight, bias, *([before] if count > 7 else [])])
+    x, weight, bias = (t.detach() for t in (x, weight, bias))
+    both = torch.full((2, 12, 9), torch.nan)
+    dx = both[:, 6:] if given else None
+    if count <= 7:
+        ours = raw_conv.causal_conv1d_bwd(x, weight, bias, dout, *([None] if count == 7 else []), dx, True)
+    elif count == 10:
+        ours = raw_conv.causal_conv1d_bwd(x, weight, bias, dout, None, before.detach(), dlast, dx, True, True)
+    else:
+        dx = both[:, 6:]
+        ours = [dx, torch.empty_like(weight), torch.empty_like(bias), torch.empty(2, 6, 3)]
+        assert raw_conv.causal_conv1d_bwd(x, weight, bias, dout, None, before.detach(), dlast, *ours, True) is None
+    for one, other in zip(ours, theirs, strict=False):
+        close(one, other.double())
+    if dx is not None:
+        close(both[:, 6:], theirs[0].double())
+
+
+@pytest.mark.parametrize("rms", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("residual", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("in_fp32", [True, False])
+def test_norms_with_a_residual(rms, dtype, residual, in_fp32):
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 5, 8).to(dtype), torch.randn(8)
+    bias = None if rms else torch.randn(8)
+    other = None if residual is None else torch.randn(2, 5, 8).to(residual)
+    options = {"prenorm": True, "residual_in_fp32": in_fp32, "eps": 1e-5}
+    y, kept = (
+        norm.rms_norm_fn(x, weight, bias, other, **options)
+        if rms
+        else norm.layer_norm_fn(x, weight, bias, other, **options)
+    )
+    total = x.double() if other is None else x.double() + other.double()
+    assert y.dtype == dtype
+    assert kept.dtype == (torch.float32 if in_fp32 else residual or dtype)
+    close(kept, total, 0.01 if kept.dtype == torch.bfloat16 else 1e-6)
+    total = kept.double()
+    if rms:
+        expected = total / (total.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+    else:
+        expected = F.layer_norm(total, (8,), weight.double(), bias.double(), 1e-5)
+    close(y, expected, 0.01 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_norms_refuse_what_version_2_added():
+    x = torch.randn(2, 8)
+    norm.layer_norm_fn(x, torch.ones(8), None, dropout_p=0.0, x1=None, rowscale=None)
+    with pytest.raises(NotImplementedError, match="without dropout_p"):
+        norm.layer_norm_fn(x, torch.ones(8), None, dropout_p=0.1)
+    with pytest.raises(NotImplementedError, match="without x1"):
+        norm.rms_norm_fn(x, torch.ones(8), None, x1=x)
+    module = norm.RMSNorm(8)
+    assert module.bias is None and list(module.state_dict()) == ["weight"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("group", [None, 4])
+@pytest.mark.parametrize("kind", [norm.GatedRMSNorm, norm.GatedLayerNorm])
+def test_gated_norms(kind, group, before):
+    torch.manual_seed(0)
+    x, z, module = torch.randn(2, 5, 8), torch.randn(2, 5, 8), kind(8, 1e-5, group, before)
+    torch.nn.init.normal_(module.weight)
+    y = x.double() if before else x.double() * F.silu(z.double())
+    rows = y.unflatten(-1, (-1, group or 8))
+    if kind is norm.GatedLayerNorm:
+        torch.nn.init.normal_(module.bias)
+        rows = rows - rows.mean(-1, keepdim=True)
+    y = (rows / (rows.square().mean(-1, keepdim=True) + 1e-5).sqrt()).flatten(-2) * module.weight
+    y = y if module.bias is None else y + module.bias
+    close(module(x, z), y * F.silu(z.double()) if before else y)
+
+
+def ssd_inputs(groups=2):
+    torch.manual_seed(0)
+    return {
+        "x": torch.randn(2, 7, 4, 3),
+        "dt": torch.randn(2, 7, 4),
+        "A": -torch.rand(4),
+        "B": torch.randn(2, 7, groups, 5),
+        "C": torch.randn(2, 7, groups, 5),
+    }
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("D", [None, (4,), (4, 3)], ids=str)
+def test_chunk_scan(groups, D):
+    p = ssd_inputs(groups)
+    D, z = None if D is None else torch.randn(D), torch.randn(2, 7, 4, 3)
+    state, bias = torch.randn(2, 4, 3, 5), torch.randn(4)
+    options = {"dt_bias": bias, "dt_softplus": True, "dt_limit": (0.1, 1.5), "initial_states": state}
+    y, last = mamba_chunk_scan_combined(**p, chunk_size=4, D=D, z=z, return_final_states=True, **options)
+    dt = F.softplus(p["dt"].double() + bias).clamp(0.1, 1.5)
+    expected, end = loops.ssd(**{**p, "dt": dt}, D=D, z=z, state=state)
+    close(y, expected)
+    close(last, end)
+    with pytest.raises(NotImplementedError, match="seq_idx"):
+        mamba_chunk_scan_combined(**p, chunk_size=4, seq_idx=torch.zeros(2, 7))
+
+
+@pytest.mark.parametrize("rmsnorm", [True, False])
+@pytest.mark.parametrize("extra", [0, 2])
+def test_split_conv_scan(rmsnorm, extra):
+    p, n, width = ssd_inputs(2), 5, 12 + 2 * 2 * 5
+    zxbcdt = torch.randn(2, 7, 2 * extra + 12 + width + 4)
+    conv, bias, dt_bias, D = torch.randn(width, 4), torch.randn(width), torch.randn(4), torch.randn(4)
+    weight, out = torch.randn(12) if rmsnorm else None, torch.randn(6, extra + 12)
+    y = mamba_split_conv1d_scan_combined(
+        *(zxbcdt, conv, bias, dt_bias, p["A"], D, 4),
+        rmsnorm_weight=weight,
+        rmsnorm_eps=1e-5,
+        outproj_weight=out,
+        headdim=3,
+        ngroups=2,
+        norm_before_gate=False,
+    )
+    z0, x0, z, xbc, dt = zxbcdt.double().split([extra, extra, 12, width, 4], -1)
+    xbc = loops.conv(xbc.transpose(1, 2), conv, bias, True).transpose(1, 2)
+    x, B, C = xbc.split([12, 2 * n, 2 * n], -1)
+    dt = F.softplus(dt + dt_bias)
+    x, B, C = x.unflatten(-1, (4, 3)), B.unflatten(-1, (2, n)), C.unflatten(-1, (2, n))
+    expected = loops.ssd(x, dt, p["A"], B, C, D)[0].flatten(2) * F.silu(z)
+    if rmsnorm:
+        rows = expected.unflatten(-1, (2, 6))
+        expected = (rows / (rows.square().mean(-1, keepdim=True) + 1e-5).sqrt()).flatten(-2) * weight
+    close(y, torch.cat([F.silu(z0) * x0, expected], -1) @ out.double().T)
+
+
+def test_one_step_of_a_scan():
+    p = ssd_inputs()
+    expected, end = loops.ssd(**p)
+    state = torch.zeros(2, 4, 3, 5)
+    for t in range(7):
+        dt = p["dt"][:, t, :, None].expand(2, 4, 3)
+        A = p["A"].view(4, 1, 1).expand(4, 3, 5)
+        y = selective_state_update(state, p["x"][:, t], dt, A, p["B"][:, t], p["C"][:, t])
+        close(y, expected[:, t])
+    close(state, end)
+    u, delta, A, B, C, z = *torch.randn(2, 2, 6), -torch.rand(6, 3), *torch.randn(2, 2, 3), torch.randn(2, 6)
+    D, bias, state = torch.randn(6), torch.randn(6), torch.zeros(2, 6, 3)
+    y = selective_state_update(state, u, delta, A, B, C, D, z, bias, True)
+    tokens = [t.unsqueeze(-1) for t in (u, delta)]
+    close(y, loops.scan(*tokens, A, B.unsqueeze(-1), C.unsqueeze(-1), D, z.unsqueeze(-1), bias, True)[0][..., 0])
+
+
+MAMBA2 = [{}, {"rmsnorm": False}, {"ngroups": 2}, {"D_has_hdim": True}, {"d_ssm": 16}, {"conv_bias": False}]
+
+
+@pytest.mark.parametrize("options", MAMBA2, ids=str)
+def test_mamba2(options):
+    torch.manual_seed(0)
+    module = Mamba2(16, d_state=8, headdim=8, **options)
+    x = torch.randn(2, 9, 16, requires_grad=True)
+    y = module(x)
+    assert y.shape == x.shape
+    y.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    e, heads = module.d_ssm, module.nheads
+    n = module.ngroups * 8
+    names = [
+        "dt_bias",
+        "A_log",
+        "D",
+        "in_proj.weight",
+        "conv1d.weight",
+        "conv1d.bias",
+        "norm.weight",
+        "out_proj.weight",
+    ]
+    drop = {"norm.weight"} if not module.rmsnorm else set()
+    drop |= {"conv1d.bias"} if module.conv1d.bias is None else set()
+    assert set(module.state_dict()) == set(names) - drop
+    assert module.in_proj.weight.shape == (2 * 32 + 2 * n + heads, 16)
+    assert module.conv1d.weight.shape == (e + 2 * n, 1, 4)
+    assert module.D.shape == ((e,) if module.D_has_hdim else (heads,))
