@@ -4,6 +4,7 @@ import logging
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -15,7 +16,7 @@ from typing import Literal
 from vim.errors import UserError
 from vim.kernels import available_backends
 
-from . import shims
+from . import names, shims
 from .names import EXTENSIONS, PACKAGES, TOP
 
 _logger = logging.getLogger(__name__)
@@ -90,9 +91,18 @@ class ServedLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Set the module's attributes."""
+        module.__file__ = names.__file__  # who serves it, for a program that prints or inspects it
         for name, source in self.contents.items():
             file, _, attribute = source.partition(".")
             setattr(module, name, attrgetter(attribute)(import_module(f"vim.compat.{file}")))
+        module.__getattr__ = partial(_from_einops, module.__name__)  # type: ignore[method-assign]
+
+
+def _from_einops(module: str, name: str) -> object:
+    """Return a function of einops, which published files import, and others from there."""
+    if name in ("rearrange", "repeat"):
+        return getattr(import_module("einops"), name)
+    raise AttributeError(f"module {module!r} has no attribute {name!r}: vim.compat does not serve it")
 
 
 class Finder(MetaPathFinder):

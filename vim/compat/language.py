@@ -83,4 +83,4 @@ chunk_scan_fwd, chunk_scan_bwd = (
     _refused("_mamba_chunk_scan_combined_fwd"),
     _refused("_mamba_chunk_scan_combined_bwd"),
 )
-gated_norm_fwd, gated_norm_bwd = _refused("_layer_norm_fwd"), _refused("_layer_norm_bwd")
+norm_fwd, norm_bwd = _refused("_layer_norm_fwd"), _refused("_layer_norm_bwd")

@@ -18,6 +18,8 @@ def _raw(kind: str) -> dict[str, str]:
 _NORMS = _same("norm", "RMSNorm", "layer_norm_fn", "rms_norm_fn") | {
     "layer_norm_ref": "norm.layer_norm_fn",
     "rms_norm_ref": "norm.rms_norm_fn",
+    "_layer_norm_fwd": "language.norm_fwd",
+    "_layer_norm_bwd": "language.norm_bwd",
 }
 _SCANS = _same("scan", "selective_scan_fn", "selective_scan_ref")
 _INNER = _same(
@@ -50,8 +52,8 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "LayerNorm": "norm.GatedLayerNorm",
         **_same("norm", "layernorm_fn", "rmsnorm_fn"),
         "rms_norm_ref": "norm.rmsnorm_fn",
-        "_layer_norm_fwd": "language.gated_norm_fwd",
-        "_layer_norm_bwd": "language.gated_norm_bwd",
+        "_layer_norm_fwd": "language.norm_fwd",
+        "_layer_norm_bwd": "language.norm_bwd",
     },
     "mamba_ssm.ops.triton.selective_state_update": {
         "selective_state_update": "ssd.selective_state_update",
