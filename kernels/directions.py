@@ -29,6 +29,27 @@ def as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype and x.stride() == out.stride() else out.copy_(x)
 
 
+def tokens_contiguous(x: Tensor) -> bool:
+    """Return whether x, (b, k, l, d), has its tokens side by side in memory, and not its channels."""
+    return x.stride(-1) != 1 and x.stride(-2) == 1
+
+
+def empty_like_tokens(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised (b, k, l, d) with its tokens side by side where `like` has, otherwise its channels."""
+    b, k, l, d = shape
+    if tokens_contiguous(like):
+        return like.new_empty(b, k, d, l, dtype=dtype).transpose(2, 3)
+    return like.new_empty(b, k, l, d, dtype=dtype)
+
+
+def empty_gradient(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised gradient of x, (b, k, l, ...): as :func:`empty_rows`, or with contiguous tokens as x."""
+    if x.dim() == 4 and tokens_contiguous(x):
+        b, k, l, d = x.shape
+        return x.new_empty(k, b, d, l, dtype=dtype).permute(1, 0, 3, 2)
+    return empty_rows(x.new_empty(0, dtype=dtype), *x.shape)
+
+
 def unit_stride(x: MaybeTensor) -> MaybeTensor:
     """Return x if its last dimension is contiguous, else a contiguous copy: kernels take all other strides."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()

@@ -21,10 +21,11 @@
 
 namespace {
 
-// A tensor whose channels are contiguous; strides count floats. A direction stride of 0 shares it among directions.
+// A tensor; strides count floats. A direction stride of 0 shares it among directions. Only the scan takes tensors whose
+// channels, or for B and C states, are not contiguous: `channel` is not 1.
 struct Rows {
   float* data;
-  int64_t image, direction, token, group;
+  int64_t image, direction, token, group, channel;
 
   float* at(int64_t b, int64_t k, int64_t t, int64_t g = 0) const {
     return data + b * image + k * direction + t * token + g * group;

@@ -18,7 +18,7 @@ from ..directions import MaybeTensor, dense, unit_stride
 MISSING = (
     "it is compiled when the package is installed, and needs a C++17 compiler (g++ or clang++); install again with one"
 )
-ROWS = "5q"  # `Rows` of common.h, as the struct module writes it
+ROWS = "6q"  # `Rows` of common.h, as the struct module writes it
 
 
 @functools.cache
@@ -81,9 +81,9 @@ def rows(x: Tensor | None, shared: bool = False) -> tuple[int, ...]:
         shared: all directions use the first, so that x is (b, 1, l, d).
     """
     if x is None or x.numel() == 0:
-        return (0,) * 5
+        return (0,) * 6
     if x.dim() == 4:
-        (image, direction, token, _), group = x.stride(), 0
+        (image, direction, token, channel), group = x.stride(), 0
     else:
-        image, direction, token, group, _ = x.stride()
-    return x.data_ptr(), image, 0 if shared else direction, token, group
+        image, direction, token, group, channel = x.stride()
+    return x.data_ptr(), image, 0 if shared else direction, token, group, channel

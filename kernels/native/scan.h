@@ -16,9 +16,82 @@ static inline void step_sizes(const Scan& s, Vec* delta, int64_t k, int64_t chan
 }
 
 static void copy_rows(float* to, const Rows& rows, const Place& p, int64_t t0, int64_t steps, int64_t n) {
-  for (int64_t t = 0; t < steps; ++t)
-    std::memcpy(to + t * n, rows.at(p.b, p.k, p.token(t0 + t), p.piece.group), n * sizeof(float));
+  for (int64_t t = 0; t < steps; ++t) {
+    const float* from = rows.at(p.b, p.k, p.token(t0 + t), p.piece.group);
+    for (int64_t i = 0; i < n; ++i) to[t * n + i] = from[i * rows.channel];
+  }
 }
+
+// A few tokens of one piece of a tensor. If its channels are not contiguous, they are transposed to and from a buffer.
+class Tile {
+ public:
+  // The next run of steps is `ahead` steps after the last.
+  Tile(const Rows& rows, const Place& p, int64_t ahead)
+      : rows_(rows),
+        p_(p),
+        ahead_(p.ahead(rows, ahead)),
+        transposed_(rows.data != nullptr && rows.channel != 1),
+        width_(p.blocks() * kLanes),
+        buffer_(transposed_ ? kSaved * width_ : 0) {}
+
+  // Returns the tensor, for at most kSaved steps from t0 on.
+  Rows at(int64_t t0, int64_t steps) {
+    if (!transposed_) return rows_;
+    first_ = p_.reverse ? p_.token(t0 + steps - 1) : t0;
+    steps_ = steps;
+    return {buffer_.data() - first_ * width_ - p_.piece.first, 0, 0, width_, 0, 1};
+  }
+
+  Rows read(int64_t t0, int64_t steps) {
+    const Rows tile = at(t0, steps);
+    if (transposed_) each<true>();
+    return tile;
+  }
+
+  void write() {
+    if (transposed_) each<false>();
+  }
+
+ private:
+  template <bool kRead>
+  void each() {
+    int64_t c = p_.piece.first;
+    if (steps_ == kSaved && rows_.token == 1)
+      for (; c + kLanes <= p_.piece.end; c += kLanes)
+        for (int64_t t = 0; t < kSaved; t += kLanes) square<kRead>(c, t);
+    for (; c < p_.piece.end; ++c)
+      for (int64_t t = 0; t < steps_; ++t)
+        (kRead ? *in_tile(c, t) : *in_memory(c, t)) = kRead ? *in_memory(c, t) : *in_tile(c, t);
+  }
+
+  // Copies kLanes tokens of kLanes channels.
+  template <bool kRead>
+  void square(int64_t c, int64_t t) {
+    Vec rows[kLanes];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i) {
+      __builtin_prefetch(in_memory(c + i, t) + ahead_, kRead ? 0 : 1);
+      std::memcpy(&rows[i], kRead ? in_memory(c + i, t) : in_tile(c, t + i), sizeof(Vec));
+    }
+    transpose(rows);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i)
+      std::memcpy(kRead ? in_tile(c, t + i) : in_memory(c + i, t), &rows[i], sizeof(Vec));
+  }
+
+  float* in_memory(int64_t c, int64_t t) const {
+    return rows_.at(p_.b, p_.k, first_ + t) + c * rows_.channel;
+  }
+  float* in_tile(int64_t c, int64_t t) { return buffer_.data() + t * width_ + c - p_.piece.first; }
+
+  const Rows rows_;
+  const Place& p_;
+  const int64_t ahead_;
+  const bool transposed_;
+  const int64_t width_;
+  Buffer<float> buffer_;
+  int64_t first_ = 0, steps_ = 0;
+};
 
 // Scales and gates the sum of the directions at T steps of one block of channels.
 template <int T>
@@ -82,7 +155,8 @@ static inline void scan_steps(const Scan& s, const Place& p, int64_t block, int6
 }
 
 template <int N>
-static void scan_piece(const Scan& s, const Place& p, bool first, bool last) {
+static void scan_piece(const Scan& scan, const Place& p, bool first, bool last) {
+  Scan s = scan;  // its large tensors are tiles
   constexpr int kSteps = 8;
   static_assert(kSaved % kSteps == 0, "states are saved between two runs of kSteps");
   const int64_t n = N ? N : s.states, blocks = p.blocks();
@@ -91,8 +165,17 @@ static void scan_piece(const Scan& s, const Place& p, bool first, bool last) {
   Buffer<float> B(kSteps * n), C(kSteps * n);
   load_states(A2.data(), s.A + p.k * s.channels * n, p, n, kLog2E);
   if (s.initial_state != nullptr) load_states(h.data(), s.initial_state + states, p, n, 1.0f);
+  Tile u(s.u, p, kSaved), delta(s.delta, p, kSaved), z(s.z, p, kSaved), y(s.y, p, kSaved), ungated(s.ungated, p, kSaved);
   for (int64_t t0 = 0; t0 < s.tokens; t0 += kSteps) {
     const int64_t steps = std::min<int64_t>(kSteps, s.tokens - t0);
+    if (t0 % kSaved == 0) {
+      const int64_t in_tile = std::min<int64_t>(kSaved, s.tokens - t0);
+      s.u = u.read(t0, in_tile);
+      s.delta = delta.read(t0, in_tile);
+      s.z = z.read(t0, in_tile);
+      s.y = first ? y.at(t0, in_tile) : y.read(t0, in_tile);
+      s.ungated = ungated.at(t0, in_tile);
+    }
     copy_rows(B.data(), s.B, p, t0, steps, n);
     copy_rows(C.data(), s.C, p, t0, steps, n);
     for (int64_t block = 0; block < blocks; ++block) {
@@ -108,6 +191,10 @@ static void scan_piece(const Scan& s, const Place& p, bool first, bool last) {
         for (int64_t t = 0; t < steps; ++t)
           scan_steps<1, N>(s, p, block, t0 + t, a, state, B.data() + t * n, C.data() + t * n, first, last);
       }
+    }
+    if (t0 + steps == s.tokens || (t0 + steps) % kSaved == 0) {
+      y.write();
+      if (last) ungated.write();
     }
   }
   if (s.last_state != nullptr) store_states(s.last_state + states, h.data(), p, n);
@@ -192,17 +279,29 @@ static inline void scan_steps_backward(const Scan& s, const ScanGrads& grads, co
 }
 
 template <int N>
-static void scan_piece_backward(const Scan& s, const ScanGrads& grads, const Place& p) {
+static void scan_piece_backward(const Scan& scan, const ScanGrads& all_grads, const Place& p) {
+  Scan s = scan;  // its large tensors, and those of the gradients, are tiles
+  ScanGrads grads = all_grads;
   const int64_t n = N ? N : s.states, blocks = p.blocks();
   const int64_t states = (p.b * s.directions + p.k) * s.channels * n, chunks = (s.tokens + kSaved - 1) / kSaved;
   Buffer<Vec> A2(blocks * n), g(blocks * n), dA(blocks * n), dD(blocks), dbias(blocks), dB(kSaved * n), dC(kSaved * n);
   Buffer<float> B(kSaved * n), C(kSaved * n);
   load_states(A2.data(), s.A + p.k * s.channels * n, p, n, kLog2E);
   if (grads.last_state != nullptr) load_states(g.data(), grads.last_state + states, p, n, 1.0f);
+  Tile u(s.u, p, -kSaved), delta(s.delta, p, -kSaved), z(s.z, p, -kSaved), ungated(s.ungated, p, -kSaved);
+  Tile dy(grads.y, p, -kSaved), du(grads.u, p, -kSaved), ddelta(grads.delta, p, -kSaved), dz(grads.z, p, -kSaved);
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
     const int64_t t0 = chunk * kSaved, steps = std::min(kSaved, s.tokens - t0);
     copy_rows(B.data(), s.B, p, t0, steps, n);
     copy_rows(C.data(), s.C, p, t0, steps, n);
+    s.u = u.read(t0, steps);
+    s.delta = delta.read(t0, steps);
+    s.z = z.read(t0, steps);
+    s.ungated = ungated.read(t0, steps);
+    grads.y = dy.read(t0, steps);
+    grads.u = du.at(t0, steps);
+    grads.delta = ddelta.at(t0, steps);
+    grads.z = dz.at(t0, steps);
     std::fill(dB.data(), dB.data() + kSaved * n, Vec{});
     std::fill(dC.data(), dC.data() + kSaved * n, Vec{});
     for (int64_t block = 0; block < blocks; ++block) {
@@ -210,6 +309,9 @@ static void scan_piece_backward(const Scan& s, const ScanGrads& grads, const Pla
       scan_steps_backward<N>(s, grads, p, block, t0, steps, &A2[block * n], &g[block * n], B.data(), C.data(), saved,
                              &dA[block * n], &dD[block], &dbias[block], dB.data(), dC.data());
     }
+    du.write();
+    ddelta.write();
+    if (!s.combined || p.k == 0) dz.write();
     for (int64_t t = 0; t < steps; ++t) {
       float* to_B = grads.B.at(p.b, p.k, p.token(t0 + t), p.piece.index);
       float* to_C = grads.C.at(p.b, p.k, p.token(t0 + t), p.piece.index);

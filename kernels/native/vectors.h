@@ -70,6 +70,43 @@ static inline Vec load_ahead(const float* from, int64_t next, Mask mask) {
   return load(from, mask);
 }
 
+// Interleaves the lower halves of two vectors, or the upper ones: a0 b0 a1 b1 ...
+template <bool kUpper>
+static inline Vec interleave(Vec a, Vec b) {
+#if defined(__clang__)
+#define VIM_PAIR(i) (i) + (kUpper ? kLanes / 2 : 0), kLanes + (i) + (kUpper ? kLanes / 2 : 0)
+#if VIM_LANES == 16
+  return __builtin_shufflevector(a, b, VIM_PAIR(0), VIM_PAIR(1), VIM_PAIR(2), VIM_PAIR(3), VIM_PAIR(4), VIM_PAIR(5),
+                                 VIM_PAIR(6), VIM_PAIR(7));
+#elif VIM_LANES == 8
+  return __builtin_shufflevector(a, b, VIM_PAIR(0), VIM_PAIR(1), VIM_PAIR(2), VIM_PAIR(3));
+#else
+  return __builtin_shufflevector(a, b, VIM_PAIR(0), VIM_PAIR(1));
+#endif
+#undef VIM_PAIR
+#else
+  IntVec order;
+  for (int i = 0; i < kLanes; ++i) order[i] = i / 2 + i % 2 * kLanes + (kUpper ? kLanes / 2 : 0);
+  return __builtin_shuffle(a, b, order);
+#endif
+}
+
+// Transposes a square of kLanes vectors. Each round takes the place of an element, as a number of two halves of bits,
+// one bit round.
+static inline void transpose(Vec* square) {
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    Vec next[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = interleave<false>(square[i], square[i + kLanes / 2]);
+      next[2 * i + 1] = interleave<true>(square[i], square[i + kLanes / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) square[i] = next[i];
+  }
+}
+
 static inline float sum_lanes(Vec x) {
 #if VIM_LANES == 16
   return _mm512_reduce_add_ps(reinterpret_cast<__m512>(x));

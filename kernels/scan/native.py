@@ -5,8 +5,8 @@ import struct
 import torch
 from torch import Tensor
 
-from ..directions import empty_rows, pack
-from ..native.library import ROWS, as_dense_floats, as_floats, call, constant, pointer, rows
+from ..directions import empty_gradient, empty_like_tokens, pack
+from ..native.library import ROWS, as_dense_floats, call, constant, pointer, rows
 from .reference import Inputs, Options, shape_of_y
 
 TASKS = 16  # the least number of tasks of a call, if it has the channels
@@ -21,11 +21,11 @@ def selective_scan(inputs: Inputs, options: Options, *, save: bool) -> tuple[Ten
     floats = _in_float32(inputs)  # alive until after the call: the library has their addresses
     u, A = inputs.u, inputs.A
     b, k, _, d = u.shape
-    y = u.new_empty(shape_of_y(inputs, options), dtype=torch.float32)
+    y = empty_like_tokens(u, shape_of_y(inputs, options), torch.float32)
     last_state = A.new_empty((b, k, d, A.shape[2]) if options.return_last_state else 0)
     ungated, saved = kept_for_backward(inputs, options, save)
     call("vim_scan", _pack_scan(floats, options, y, last_state, ungated, saved))
-    return y.type_as(u), last_state, ungated, saved
+    return y.to(u.dtype), last_state, ungated, saved
 
 
 def kept_for_backward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def kept_for_backward(inputs: Inputs, options: Options, save: bool) -> tuple[Ten
     if not save:
         return A.new_empty(0), A.new_empty(0)
     b, k, l, d = inputs.u.shape
-    ungated = A.new_empty(0 if inputs.z is None else shape_of_y(inputs, options))
+    ungated = A.new_empty(0) if inputs.z is None else empty_like_tokens(inputs.u, shape_of_y(inputs, options), A.dtype)
     return ungated, A.new_empty(b, k, -(-l // constant("vim_saved_every")), d * A.shape[2])
 
 
@@ -43,7 +43,7 @@ def selective_scan_backward(
 ) -> Inputs:
     """Return the gradients of the inputs, float32."""
     floats = _in_float32(inputs)  # alive until after the call, as are grad_y and grad_state
-    grad_y, grad_state = as_floats(grad_y), as_dense_floats(grad_state)
+    grad_y, grad_state = grad_y.float(), as_dense_floats(grad_state)
     A, shared = inputs.A, options.combine != "none"
     (b, k, l, d), g, n = inputs.u.shape, inputs.B.shape[3], A.shape[2]
 
@@ -55,8 +55,8 @@ def selective_scan_backward(
     dD = None if inputs.D is None else A.new_empty(b, k, d)
     dbias = None if inputs.delta_bias is None else A.new_empty(b, k, d)
     # whole gradients
-    du, ddelta = empty_rows(A, b, k, l, d), empty_rows(A, b, k, l, d)
-    dz = None if inputs.z is None else A.new_empty(inputs.z.shape)
+    du, ddelta = empty_gradient(inputs.u, A.dtype), empty_gradient(inputs.delta, A.dtype)
+    dz = None if inputs.z is None else empty_gradient(inputs.z, A.dtype)
     dstate = None if inputs.initial_state is None else A.new_empty(b, k, d, n)
 
     grads = _SCAN_GRADS.pack(
@@ -79,13 +79,13 @@ def selective_scan_backward(
 
 def _in_float32(inputs: Inputs) -> Inputs:
     return Inputs(
-        u=as_floats(inputs.u),
-        delta=as_floats(inputs.delta),
+        u=inputs.u.float(),
+        delta=inputs.delta.float(),
         A=as_dense_floats(inputs.A),
-        B=as_floats(inputs.B),
-        C=as_floats(inputs.C),
+        B=inputs.B.float(),
+        C=inputs.C.float(),
         D=as_dense_floats(inputs.D),
-        z=as_floats(inputs.z),
+        z=None if inputs.z is None else inputs.z.float(),
         delta_bias=as_dense_floats(inputs.delta_bias),
         initial_state=as_dense_floats(inputs.initial_state),
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import autograd
 from ..backends import DTYPES, choose_backend, implementation
 from ..checks import check, check_dim
-from ..directions import MOST_DIRECTIONS, as_rows, empty_rows
+from ..directions import MOST_DIRECTIONS, empty_gradient, empty_like_tokens, tokens_contiguous
 from . import reference
 from .reference import Inputs, Options, shape_of_y
 
@@ -173,9 +173,13 @@ def _forward(*tensors: Tensor | None, save: bool = False, **keywords: object) ->
     backend = choose_backend(options.backend, inputs.u)
     run = implementation("scan", backend).selective_scan
     if backend in ("cpu", "triton"):
-        return run(inputs, options, save=save)
-    y, state = run(inputs, options)
-    return y, state if options.return_last_state else state.new_empty(0), y.new_empty(0), y.new_empty(0)
+        y, state, ungated, saved = run(inputs, options, save=save)
+    else:
+        (y, state), ungated, saved = run(inputs, options), inputs.A.new_empty(0), inputs.A.new_empty(0)
+        state = state if options.return_last_state else state.new_empty(0)
+    if tokens_contiguous(inputs.u) and not tokens_contiguous(y):
+        y = empty_like_tokens(inputs.u, y.shape, y.dtype).copy_(y)
+    return y, state, ungated, saved
 
 
 def _forward_fake(
@@ -184,7 +188,7 @@ def _forward_fake(
     inputs, options = named(tensors, keywords)
     _check(inputs, options)
     b, k, _, d = inputs.u.shape
-    y = inputs.u.new_empty(shape_of_y(inputs, options))
+    y = empty_like_tokens(inputs.u, shape_of_y(inputs, options), inputs.u.dtype)
     state = inputs.A.new_empty((b, k, d, inputs.A.shape[2]) if options.return_last_state else 0)
     backend = choose_backend(options.backend, inputs.u)
     if backend in ("cpu", "triton"):
@@ -221,7 +225,10 @@ def _backward(
 
 def _like_grad(grad: Tensor, tensor: Tensor) -> Tensor:
     """Return a gradient in its tensor's dtype and in the layout that the fake kernel promises."""
-    return as_rows(grad, tensor.dtype) if tensor.dim() >= 4 else grad.to(tensor.dtype).contiguous()
+    if tensor.dim() < 4:
+        return grad.to(tensor.dtype).contiguous()
+    out = empty_gradient(tensor, tensor.dtype)
+    return grad if grad.dtype == out.dtype and grad.stride() == out.stride() else out.copy_(grad)
 
 
 def _backward_fake(
@@ -236,7 +243,7 @@ def _backward_fake(
     return tuple(
         grad_y.new_empty(0)
         if tensor is None
-        else empty_rows(tensor, *tensor.shape)
+        else empty_gradient(tensor, tensor.dtype)
         if tensor.dim() >= 4
         else tensor.new_empty(tensor.shape)
         for tensor in inputs
