@@ -131,6 +131,20 @@ def test_states_of_long_sequences_are_in_chunks():
     close(x[:, :, 0, ::2], torch.exp(dt[..., None] * first["A"].double()), 1e-3)
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["states kept", "states lost"])
+def test_gradients_of_long_sequences(kept):
+    tensors = inputs("(b,g,n,l)", "(b,n,l)", True, l=2100)
+    plain = [t.detach() for t in tensors.values()]
+    out, x, _ = raw_scan.SelectiveScan.fwd(*plain, True)
+    y = selective_scan_fn(*tensors.values(), True)
+    theirs, dout = gradients(y, tensors)
+    x = x if kept else x.clone()
+    ours = raw_scan.SelectiveScan.bwd(*plain, dout.float(), x, out, None, True, True)
+    close(ours[8], y.double())
+    for one, other in zip([*ours[:6], ours[7], ours[6]], theirs, strict=True):
+        close(one, other.double())
+
+
 @pytest.mark.parametrize("r", [1, 2, 3])
 @pytest.mark.parametrize("out_float", [True, False])
 def test_oflex(r, out_float):

@@ -6,16 +6,30 @@ of channels. Nothing here is differentiated: it runs inside the caller's autogra
 Sizes: b images, d channels, l tokens, n states, g groups of B and C.
 """
 
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
+from torch.nn.functional import softplus as soft_plus
 
-from .layout import Maybe, by_channel, by_token, op_inputs, state_dtype, without_autocast
+from .layout import Inputs, Maybe, by_channel, by_token, op_inputs, state_dtype, without_autocast
 
 CHUNK = 2048  # tokens between two states that are returned
+SUMMED = 64  # channels whose steps are added up at a time
 
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Maybe)
+
+
+class _Part(NamedTuple):
+    """A run of tokens, and what its backward pass needs."""
+
+    tokens: slice
+    inputs: Inputs
+    before: Tensor | None  # the state (b, 1, d, n)
+    ungated: Tensor
+    saved: Tensor
 
 
 @torch.no_grad()
@@ -25,35 +39,50 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Maybe]:
     """Return the output before the gate, (b, d, l), the states, (b, d, chunks, 2n), and the gated output if there is z.
 
-    The states are float32, one for every 2048 tokens: after each product of the decays so far, the state.
+    The states are float32, one for every 2048 tokens: after each product of the decays so far, the state. What the
+    backward pass needs goes with them, as an attribute.
     """
     inputs = op_inputs(u, delta, A, B, C, D, z, delta_bias)
     b, _, l, d = inputs[0].shape
-    n, dtype = A.shape[1], inputs[0].dtype
-    x = inputs[2].new_empty(b, d, max(-(-l // CHUNK), 1), 2 * n)
-    out = u.new_empty(b, d, l, dtype=dtype)
-    gated = None if z is None else u.new_empty(b, d, l, dtype=dtype)
+    parts, outputs = [], []
+    x = A.new_empty(b, d, max(-(-l // CHUNK), 1), 2 * A.shape[1], dtype=torch.float32)
     state, elapsed = None, x.new_zeros(b, d)
-    for i, start in enumerate(range(0, max(l, 1), CHUNK)):
-        tokens = slice(start, start + CHUNK)
-        part = [t if t is None or t.dim() < 4 else t[:, :, tokens] for t in inputs]
-        y, state, ungated, _ = torch.ops.vim.selective_scan_forward(
-            *part, state, reverse=[0], delta_softplus=softplus, return_last_state=True, save=z is not None
+    for i, part in enumerate(_parts(inputs)):
+        y, after, ungated, saved = torch.ops.vim.selective_scan_forward(
+            *part.inputs, state, reverse=[0], delta_softplus=softplus, return_last_state=True, save=True
         )
-        elapsed = elapsed + _elapsed(inputs[1][:, :, tokens], inputs[7], softplus)
-        x[:, :, i, ::2] = torch.exp(elapsed.unsqueeze(2) * inputs[2])
+        parts.append(part._replace(before=state, ungated=ungated, saved=saved))
+        outputs.append((y, y if z is None else ungated.to(y.dtype)))
+        state, elapsed = after, elapsed + _elapsed(delta[:, :, part.tokens], delta_bias, softplus)
+        x[:, :, i, ::2] = torch.exp(elapsed.unsqueeze(2) * A)
         x[:, :, i, 1::2] = state.squeeze(1)
-        out[:, :, tokens] = (y if z is None else ungated).squeeze(1).transpose(1, 2)
-        if gated is not None:
-            gated[:, :, tokens] = y.squeeze(1).transpose(1, 2)
-    return out, x.float(), gated
+    x._parts = parts  # type: ignore[attr-defined]
+    gated, out = (_join([by_channel(y) for y in ys]) for ys in zip(*outputs, strict=True))
+    return out, x, None if z is None else gated
+
+
+def _parts(inputs: Inputs) -> Iterator[_Part]:
+    """Yield the tokens in runs of 2048."""
+    nothing = inputs[0].new_empty(0)
+    for start in range(0, max(inputs[0].shape[2], 1), CHUNK):
+        tokens = slice(start, start + CHUNK)
+        cut = (t if t is None or t.dim() < 4 else t[:, :, tokens] for t in inputs)
+        yield _Part(tokens, tuple(cut), None, nothing, nothing)  # type: ignore[arg-type]
 
 
 def _elapsed(delta: Tensor, delta_bias: Maybe, softplus: bool) -> Tensor:
-    """Return the sums of the steps (b, 1, l, d) over the tokens, (b, d)."""
-    dt = delta.to(state_dtype(delta.dtype))
-    dt = dt if delta_bias is None else dt + delta_bias
-    return (torch.nn.functional.softplus(dt) if softplus else dt).sum(2).squeeze(1)
+    """Return the sums of the steps (b, d, l) over the tokens, (b, d)."""
+    sums = []
+    for first in range(0, delta.shape[1], SUMMED):  # what is computed in between stays in the caches
+        channels = slice(first, first + SUMMED)
+        dt = delta[:, channels].to(state_dtype(delta.dtype))
+        dt = dt if delta_bias is None else dt + delta_bias[channels].unsqueeze(1)
+        sums.append((soft_plus(dt) if softplus else dt).sum(2))
+    return torch.cat(sums, dim=1)
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=2)
 
 
 @torch.no_grad()
@@ -68,29 +97,37 @@ def _backward(
     z: Maybe,
     delta_bias: Maybe,
     dout: Tensor,
+    x: Maybe,
     softplus: bool,
-) -> tuple[list[Maybe], Tensor]:
-    """Return the gradients of the eight inputs in their own shapes and dtypes, and the gated output.
+) -> list[Maybe]:
+    """Return the gradients of the eight inputs, in their shapes and dtypes.
 
-    The states that the forward pass returned are not needed: activation checkpointing may have lost them.
+    If the states `x` are not those of :func:`_forward`, as after activation checkpointing, they are computed again.
     """
-    inputs = op_inputs(u, delta, A, B, C, D, z, delta_bias)
-    options = {"reverse": [0], "delta_softplus": softplus}
-    y, _, ungated, saved = torch.ops.vim.selective_scan_forward(*inputs, **options, save=True)
-    grads = torch.ops.vim.selective_scan_backward(
-        by_token(dout, inputs[0].dtype), None, ungated, saved, *inputs, **options
-    )
-    du, ddelta, dA, dB, dC, dD, dz, dbias, _ = grads
+    parts = getattr(x, "_parts", None)
+    if parts is None:
+        parts = _forward(u, delta, A, B, C, D, z, delta_bias, softplus)[1]._parts  # type: ignore[attr-defined]
+    grads, dstate = [], None
+    for part in reversed(parts):
+        *given, dstate = torch.ops.vim.selective_scan_backward(
+            by_token(dout[:, :, part.tokens], part.inputs[0].dtype),
+            *(dstate, part.ungated, part.saved, *part.inputs, part.before),
+            reverse=[0],
+            delta_softplus=softplus,
+            return_last_state=dstate is not None,
+        )
+        grads.append(given)
+    du, ddelta, dA, dB, dC, dD, dz, dbias = zip(*reversed(grads), strict=True)
     return [
-        by_channel(du).to(u.dtype),
-        by_channel(ddelta).to(delta.dtype),
-        dA.squeeze(0).to(A.dtype),
-        _ungrouped(dB, B),
-        _ungrouped(dC, C),
-        None if D is None else dD.squeeze(0),
-        None if z is None else by_channel(dz).to(z.dtype),
-        None if delta_bias is None else dbias.squeeze(0),
-    ], by_channel(y)
+        _join([by_channel(grad) for grad in du]).to(u.dtype),
+        _join([by_channel(grad) for grad in ddelta]).to(delta.dtype),
+        sum(dA).squeeze(0).to(A.dtype),
+        _ungrouped(_join(dB), B),
+        _ungrouped(_join(dC), C),
+        None if D is None else sum(dD).squeeze(0),
+        None if z is None else _join([by_channel(grad) for grad in dz]).to(z.dtype),
+        None if delta_bias is None else sum(dbias).squeeze(0),
+    ]
 
 
 def _ungrouped(grad: Tensor, B: Tensor) -> Tensor:
@@ -146,13 +183,12 @@ class SelectiveScan:
 
         dz is written in place if it is given: callers read it through the tensor of which it is a part.
         """
-        grads, gated = _backward(u, delta, A, B, C, D, z, delta_bias, dout, delta_softplus)
-        *grads, grad_z, grad_bias = grads
+        *grads, grad_z, grad_bias = _backward(u, delta, A, B, C, D, z, delta_bias, dout, x, delta_softplus)
         result = [*grads, grad_bias]
-        if grad_z is not None:
+        if grad_z is not None and z is not None:
             result.append(grad_z if dz is None else dz.copy_(grad_z))
-            if recompute_out_z:
-                result.append(gated.to(u.dtype))
+            if recompute_out_z and out is not None:
+                result.append((out * silu(z.to(out.dtype))).to(u.dtype))
         return result
 
 
@@ -189,9 +225,7 @@ class Core:
         nrows: int,
     ) -> list[Maybe]:
         """Return the gradients of u, delta, A, B, C, D and delta_bias."""
-        return SelectiveScan.bwd(
-            *(u, delta, A, B, C, D, None, delta_bias, dout, None, None, None, delta_softplus, False)
-        )
+        return SelectiveScan.bwd(*(u, delta, A, B, C, D, None, delta_bias, dout, x, None, None, delta_softplus, False))
 
 
 class Oflex:
@@ -231,8 +265,8 @@ class Oflex:
     ) -> list[Maybe]:
         """Return the gradients of u, delta, A, B, C, D and delta_bias, each in its tensor's shape and dtype."""
         r = u.shape[1] // delta.shape[1]
-        (du, ddelta, dA, dB, dC, dD, _, dbias), _ = _backward(
-            *(u, _repeat(delta, r), A, B, C, D, None, _repeat(delta_bias, r), dout, delta_softplus)
+        du, ddelta, dA, dB, dC, dD, _, dbias = _backward(
+            *(u, _repeat(delta, r), A, B, C, D, None, _repeat(delta_bias, r), dout, x, delta_softplus)
         )
         return [du, _add_up(ddelta, r), dA, dB, dC, dD, _add_up(dbias, r)]
 
