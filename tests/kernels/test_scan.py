@@ -165,6 +165,37 @@ def test_shared_tensors_may_be_expanded(backend):
         torch.testing.assert_close(y[:, k], alone[:, 0], rtol=1e-5, atol=1e-5)
 
 
+SIDE_BY_SIDE = ("u", "delta", "B", "C", "z")
+
+
+def tokens_side_by_side(t):
+    """The same numbers, with the tokens and not the channels or states contiguous."""
+    return t.transpose(-1, 2 if t.dim() > 3 else 1).contiguous().transpose(-1, 2 if t.dim() > 3 else 1)
+
+
+def check_side_by_side(shape, combine, names, backend):
+    inputs = make_inputs(*shape, combine=combine, dtype=torch.float32)
+    options = {"delta_softplus": True, "reverse": alternating(shape[1]), "combine": combine}
+    want = run_with_gradients(in_float64(inputs), **options, backend="reference")
+    inputs = {name: tokens_side_by_side(t) if name in names else t for name, t in inputs.items()}
+    got = run_with_gradients(inputs, **options, backend=backend)
+    assert_close(got, want, torch.float32)
+    if "u" in names and min(shape[2:4]) > 1:
+        assert got["y"].stride()[-2:] == got["grad_u"].stride()[-2:] == (1, shape[2])
+
+
+@pytest.mark.parametrize("names", [SIDE_BY_SIDE, ("u",), ("delta", "z"), ("B", "C")], ids=str)
+@pytest.mark.parametrize("combine", ["none", "sum"])
+@pytest.mark.parametrize("shape", [(2, 2, 37, 40, 2, 3), (1, 2, 16, 33, 1, 16), (1, 2, 1, 3, 1, 1)], ids=str)
+def test_tokens_side_by_side(shape, combine, names, backend):
+    check_side_by_side(shape, combine, names, backend)
+
+
+@pytest.mark.parametrize("combine", ["none", "sum"])
+def test_every_instruction_set_takes_tokens_side_by_side(combine, instruction_set):
+    check_side_by_side((2, 2, 37, 72, 2, 4), combine, SIDE_BY_SIDE, "cpu")
+
+
 @pytest.mark.skipif("cpu" not in available_backends(), reason="the native backend is not built")
 def test_native_results_do_not_depend_on_threads():
     inputs = make_inputs(2, 2, 40, 80, 1, 16, dtype=torch.float32)
@@ -247,9 +278,12 @@ def assert_fake_strides(op, tensors, options):
     assert [t.stride() for t in op(*tensors, **options)] == [t.stride() for t in promised]
 
 
+@pytest.mark.parametrize("names", [(), SIDE_BY_SIDE], ids=["channels", "tokens"])
 @pytest.mark.parametrize("combine", ["none", "sum"])
-def test_opcheck(combine, backend):
-    inputs = canonical(combine)
+def test_opcheck(combine, names, backend):
+    inputs = canonical(combine, requires_grad=False)._asdict()
+    inputs = {name: tokens_side_by_side(t) if name in names else t for name, t in inputs.items()}
+    inputs = Inputs(**{name: t.requires_grad_() for name, t in inputs.items()})
     options = {"reverse": [False, True], "delta_softplus": True, "combine": combine, "backend": backend}
     options["return_last_state"] = True
     torch.library.opcheck(torch.ops.vim.selective_scan, inputs, options)
