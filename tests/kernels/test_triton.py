@@ -8,11 +8,13 @@ from tests.kernels.test_conv1d import run_with_gradients as run_conv
 from tests.kernels.test_norm import run_with_gradients as run_norm
 from tests.kernels.test_scan import (
     OPTIONAL,
+    SIDE_BY_SIDE,
     alternating,
     assert_close,
     assert_fake_strides,
     in_float64,
     make_inputs,
+    tokens_side_by_side,
 )
 from vim.kernels import causal_conv1d, rms_norm, selective_scan
 
@@ -164,6 +166,17 @@ def test_reads_through_strides():
         **scattered, A=inputs["A"], D=inputs["D"], reverse=[True], delta_softplus=True, backend="triton"
     )
     torch.testing.assert_close(again, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("combine", ["none", "sum"])
+def test_tokens_side_by_side(combine, small):
+    small()
+    inputs = make_inputs(1, 2, 6, 8, 2, 3, combine=combine, dtype=torch.float32)
+    inputs = {name: tokens_side_by_side(t) if name in SIDE_BY_SIDE else t for name, t in inputs.items()}
+    options = {"delta_softplus": True, "reverse": [False, True], "combine": combine}
+    assert_matches_reference(inputs, torch.float32, **options)
+    y = selective_scan(**on_device(inputs), **options, backend="triton")
+    assert y.stride()[-2:] == (1, 6)
 
 
 def test_gradients_are_the_same_on_every_run(small):
