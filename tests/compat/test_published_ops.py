@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.compat import loops
-from tests.compat.test_scan import close
+from tests.compat.test_published_scan import close
 from vim.compat import norm, raw_conv
 from vim.compat.conv import causal_conv1d_fn, causal_conv1d_update
 from vim.compat.mamba import Mamba2

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.compat import loops
-from tests.compat.test_scan import close
+from tests.compat.test_published_scan import close
 from vim.compat.mamba import Block, Mamba
 from vim.compat.norm import RMSNorm
 
