@@ -42,7 +42,9 @@ struct Scan {
   float scale;       // factor of the combined y
   Rows u, delta, B, C, z, y, ungated;
   const float *A, *D, *delta_bias, *initial_state;  // (k, d, n), (k, d), (k, d), (b, k, d, n); all but A may be null
-  float *last_state, *saved;                        // (b, k, d, n), (b, k, chunks, blocks, n, lanes); may be null
+  // (b, k, d, n), and (b, k, chunks + 1, blocks, n, lanes), whose last chunk starts with the sums of the step sizes, (d);
+  // may be null
+  float *last_state, *saved;
 };
 
 struct ScanGrads {

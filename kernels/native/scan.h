@@ -111,7 +111,7 @@ static inline void finish_steps(const Scan& s, const Place& p, int64_t token, in
 // T steps of one block of channels, its state h in registers one n at a time. N: n at compile time, 0 if unusual.
 template <int T, int N>
 static inline void scan_steps(const Scan& s, const Place& p, int64_t block, int64_t t0, const Vec* A2, Vec* h,
-                              const float* B, const float* C, bool first, bool last) {
+                              const float* B, const float* C, bool first, bool last, Vec* elapsed) {
   const int64_t n = N ? N : s.states, c = p.channel(block);
   const Mask mask = p.mask(block);
   Vec dt[T], x[T], y[T];
@@ -121,6 +121,8 @@ static inline void scan_steps(const Scan& s, const Place& p, int64_t block, int6
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) dt[t] = load_ahead(delta + p.ahead(s.delta, t), p.ahead(s.delta, T), mask);
   step_sizes<T>(s, dt, p.k, c, mask);
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) *elapsed += dt[t];
   const float* u_at = s.u.at(p.b, p.k, token) + c;
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
@@ -161,7 +163,7 @@ static void scan_piece(const Scan& scan, const Place& p, bool first, bool last) 
   static_assert(kSaved % kSteps == 0, "states are saved between two runs of kSteps");
   const int64_t n = N ? N : s.states, blocks = p.blocks();
   const int64_t states = (p.b * s.directions + p.k) * s.channels * n, chunks = (s.tokens + kSaved - 1) / kSaved;
-  Buffer<Vec> A2(blocks * n), h(blocks * n);
+  Buffer<Vec> A2(blocks * n), h(blocks * n), elapsed(blocks);
   Buffer<float> B(kSteps * n), C(kSteps * n);
   load_states(A2.data(), s.A + p.k * s.channels * n, p, n, kLog2E);
   if (s.initial_state != nullptr) load_states(h.data(), s.initial_state + states, p, n, 1.0f);
@@ -182,14 +184,15 @@ static void scan_piece(const Scan& scan, const Place& p, bool first, bool last) 
       const Vec* a = &A2[block * n];
       Vec* state = &h[block * n];
       if (s.saved != nullptr && t0 % kSaved == 0) {
-        float* saved = s.saved + states * chunks + (t0 / kSaved * s.channels + p.channel(block)) * n;
+        float* saved = s.saved + states * (chunks + 1) + (t0 / kSaved * s.channels + p.channel(block)) * n;
         for (int64_t i = 0; i < n; ++i) store(saved + i * p.lanes(block), state[i], p.mask(block));
       }
       if (steps == kSteps) {
-        scan_steps<kSteps, N>(s, p, block, t0, a, state, B.data(), C.data(), first, last);
+        scan_steps<kSteps, N>(s, p, block, t0, a, state, B.data(), C.data(), first, last, &elapsed[block]);
       } else {
         for (int64_t t = 0; t < steps; ++t)
-          scan_steps<1, N>(s, p, block, t0 + t, a, state, B.data() + t * n, C.data() + t * n, first, last);
+          scan_steps<1, N>(s, p, block, t0 + t, a, state, B.data() + t * n, C.data() + t * n, first, last,
+                           &elapsed[block]);
       }
     }
     if (t0 + steps == s.tokens || (t0 + steps) % kSaved == 0) {
@@ -198,6 +201,9 @@ static void scan_piece(const Scan& scan, const Place& p, bool first, bool last) 
     }
   }
   if (s.last_state != nullptr) store_states(s.last_state + states, h.data(), p, n);
+  if (s.saved != nullptr)
+    for (int64_t block = 0; block < blocks; ++block)
+      store(s.saved + states * (chunks + 1) + chunks * s.channels * n + p.channel(block), elapsed[block], p.mask(block));
 }
 
 static Place place_of(const Scan& s, int64_t b, int64_t k, int64_t piece) {
@@ -305,7 +311,7 @@ static void scan_piece_backward(const Scan& scan, const ScanGrads& all_grads, co
     std::fill(dB.data(), dB.data() + kSaved * n, Vec{});
     std::fill(dC.data(), dC.data() + kSaved * n, Vec{});
     for (int64_t block = 0; block < blocks; ++block) {
-      const float* saved = s.saved + states * chunks + (chunk * s.channels + p.channel(block)) * n;
+      const float* saved = s.saved + states * (chunks + 1) + (chunk * s.channels + p.channel(block)) * n;
       scan_steps_backward<N>(s, grads, p, block, t0, steps, &A2[block * n], &g[block * n], B.data(), C.data(), saved,
                              &dA[block * n], &dD[block], &dbias[block], dB.data(), dC.data());
     }

@@ -24,18 +24,23 @@ def selective_scan(inputs: Inputs, options: Options, *, save: bool) -> tuple[Ten
     y = empty_like_tokens(u, shape_of_y(inputs, options), torch.float32)
     last_state = A.new_empty((b, k, d, A.shape[2]) if options.return_last_state else 0)
     ungated, saved = kept_for_backward(inputs, options, save)
+    if save:
+        saved[:, :, -1].zero_()  # which has more numbers than sums of step sizes
     call("vim_scan", _pack_scan(floats, options, y, last_state, ungated, saved))
     return y.to(u.dtype), last_state, ungated, saved
 
 
 def kept_for_backward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, Tensor]:
-    """Return uninitialised tensors for y before the gate and for the states; each is empty if it is not needed."""
+    """Return uninitialised tensors for y before the gate and for the states; each is empty if it is not needed.
+
+    The states are (b, k, c + 1, d n): behind those of c chunks are the sums of the step sizes, in the first d numbers.
+    """
     A = inputs.A
     if not save:
         return A.new_empty(0), A.new_empty(0)
     b, k, l, d = inputs.u.shape
     ungated = A.new_empty(0) if inputs.z is None else empty_like_tokens(inputs.u, shape_of_y(inputs, options), A.dtype)
-    return ungated, A.new_empty(b, k, -(-l // constant("vim_saved_every")), d * A.shape[2])
+    return ungated, A.new_empty(b, k, -(-l // constant("vim_saved_every")) + 1, d * A.shape[2])
 
 
 def selective_scan_backward(

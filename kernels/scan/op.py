@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autograd
@@ -180,6 +181,15 @@ def _forward(*tensors: Tensor | None, save: bool = False, **keywords: object) ->
     if tokens_contiguous(inputs.u) and not tokens_contiguous(y):
         y = empty_like_tokens(inputs.u, y.shape, y.dtype).copy_(y)
     return y, state, ungated, saved
+
+
+def sum_steps(inputs: Inputs, options: Options, saved: Tensor) -> Tensor:
+    """Return the sums of the step sizes over the tokens, (b, k, d), float32; `saved` is what the forward pass kept."""
+    if choose_backend(options.backend, inputs.u) == "cpu":  # which adds them up on its way
+        return saved[:, :, -1, : inputs.u.shape[3]]
+    dt = inputs.delta.to(inputs.A.dtype)
+    dt = dt if inputs.delta_bias is None else dt + inputs.delta_bias.unsqueeze(1)
+    return (F.softplus(dt) if options.delta_softplus else dt).sum(2)
 
 
 def _forward_fake(

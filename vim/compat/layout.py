@@ -14,7 +14,7 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 Maybe = Tensor | None
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Maybe, Maybe, Maybe]  # of the op, without an initial state
+OpInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Maybe, Maybe, Maybe]  # of the op, without an initial state
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
@@ -78,7 +78,7 @@ def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
 
 def op_inputs(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Maybe, z: Maybe, delta_bias: Maybe
-) -> Inputs:
+) -> OpInputs:
     """Return the tensors of a published scan in the layout and with the dtypes of the kernels.
 
     Raises:

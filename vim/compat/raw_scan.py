@@ -12,12 +12,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
-from torch.nn.functional import softplus as soft_plus
 
-from .layout import Inputs, Maybe, by_channel, by_token, op_inputs, state_dtype, without_autocast
+from vim.kernels.scan.op import sum_steps
+from vim.kernels.scan.reference import Inputs, Options
+
+from .layout import Maybe, OpInputs, by_channel, by_token, op_inputs, without_autocast
 
 CHUNK = 2048  # tokens between two states that are returned
-SUMMED = 64  # channels whose steps are added up at a time
 
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Maybe)
 
@@ -26,7 +27,7 @@ class _Part(NamedTuple):
     """A run of tokens, and what its backward pass needs."""
 
     tokens: slice
-    inputs: Inputs
+    inputs: OpInputs
     before: Tensor | None  # the state (b, 1, d, n)
     ungated: Tensor
     saved: Tensor
@@ -47,13 +48,14 @@ def _forward(
     parts, outputs = [], []
     x = A.new_empty(b, d, max(-(-l // CHUNK), 1), 2 * A.shape[1], dtype=torch.float32)
     state, elapsed = None, x.new_zeros(b, d)
+    options = Options(reverse=[0], delta_softplus=softplus, return_last_state=True)
     for i, part in enumerate(_parts(inputs)):
         y, after, ungated, saved = torch.ops.vim.selective_scan_forward(
-            *part.inputs, state, reverse=[0], delta_softplus=softplus, return_last_state=True, save=True
+            *part.inputs, state, **options._asdict(), save=True
         )
         parts.append(part._replace(before=state, ungated=ungated, saved=saved))
         outputs.append((y, y if z is None else ungated.to(y.dtype)))
-        state, elapsed = after, elapsed + _elapsed(delta[:, :, part.tokens], delta_bias, softplus)
+        state, elapsed = after, elapsed + sum_steps(Inputs(*part.inputs, state), options, saved).squeeze(1)
         x[:, :, i, ::2] = torch.exp(elapsed.unsqueeze(2) * A)
         x[:, :, i, 1::2] = state.squeeze(1)
     x._parts = parts  # type: ignore[attr-defined]
@@ -61,24 +63,13 @@ def _forward(
     return out, x, None if z is None else gated
 
 
-def _parts(inputs: Inputs) -> Iterator[_Part]:
+def _parts(inputs: OpInputs) -> Iterator[_Part]:
     """Yield the tokens in runs of 2048."""
     nothing = inputs[0].new_empty(0)
     for start in range(0, max(inputs[0].shape[2], 1), CHUNK):
         tokens = slice(start, start + CHUNK)
         cut = (t if t is None or t.dim() < 4 else t[:, :, tokens] for t in inputs)
         yield _Part(tokens, tuple(cut), None, nothing, nothing)  # type: ignore[arg-type]
-
-
-def _elapsed(delta: Tensor, delta_bias: Maybe, softplus: bool) -> Tensor:
-    """Return the sums of the steps (b, d, l) over the tokens, (b, d)."""
-    sums = []
-    for first in range(0, delta.shape[1], SUMMED):  # what is computed in between stays in the caches
-        channels = slice(first, first + SUMMED)
-        dt = delta[:, channels].to(state_dtype(delta.dtype))
-        dt = dt if delta_bias is None else dt + delta_bias[channels].unsqueeze(1)
-        sums.append((soft_plus(dt) if softplus else dt).sum(2))
-    return torch.cat(sums, dim=1)
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
