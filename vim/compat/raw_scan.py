@@ -48,7 +48,7 @@ def _forward(
     parts, outputs = [], []
     x = A.new_empty(b, d, max(-(-l // CHUNK), 1), 2 * A.shape[1], dtype=torch.float32)
     state, elapsed = None, x.new_zeros(b, d)
-    options = Options(reverse=[0], delta_softplus=softplus, return_last_state=True)
+    options = Options(reverse=[False], delta_softplus=softplus, return_last_state=True)
     for i, part in enumerate(_parts(inputs)):
         y, after, ungated, saved = torch.ops.vim.selective_scan_forward(
             *part.inputs, state, **options._asdict(), save=True
