@@ -270,3 +270,36 @@ def test_shims():
     vim.compat.uninstall()
     with pytest.raises((RuntimeError, AssertionError)):
         x.cuda()
+
+
+class MadeInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad + torch.ones(2, device="cuda")
+
+
+def test_shims_of_what_training_programs_call(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    vim.compat.install(cpu_shims=True)
+    x = torch.ones(2, requires_grad=True)
+    MadeInBackward.apply(x).sum().backward()
+    assert x.grad.tolist() == [2, 2]
+    assert x.to(0).device.type == torch.zeros(1, device=0).device.type == "cpu"
+    assert x.type(torch.cuda.LongTensor).dtype == x.type("torch.cuda.LongTensor").dtype == torch.long
+    assert torch.cuda.FloatTensor([1, 2]).pin_memory().tolist() == [1, 2]
+    torch.save(x, tmp_path / "x.pt")
+    assert torch.load(f=tmp_path / "x.pt", map_location="cuda").tolist() == [1, 1]
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    end.record()
+    end.synchronize()
+    assert start.elapsed_time(end) >= 0
+    with torch.cuda.device(device=0):
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.empty_cache()
+    assert torch.cuda.get_device_name(0) == "CPU"
