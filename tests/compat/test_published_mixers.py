@@ -106,3 +106,21 @@ def test_block(norm_cls, mlp):
     else:
         torch.testing.assert_close(total, first)
         torch.testing.assert_close(y, mixed)
+
+
+class Scaled(nn.Module):
+    """A norm of a repository's own, which looks like an RMSNorm."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight, self.bias, self.eps = nn.Parameter(torch.ones(dim)), None, 1.0
+
+    def forward(self, x):
+        return x * self.weight / 2
+
+
+@pytest.mark.parametrize("norm_cls", [Scaled, nn.RMSNorm, nn.Identity], ids=lambda cls: cls.__name__)
+def test_block_with_another_norm(norm_cls):
+    block = Block(16, Mamba, norm_cls)
+    x = torch.randn(2, 5, 16)
+    torch.testing.assert_close(block(x), (block.mixer(block.norm(x)), x))

@@ -293,7 +293,8 @@ class Block(nn.Module):
 
     Args:
         mixer_cls, norm_cls, mlp_cls: make the mixer, the norms and the second half from d.
-        fused_add_norm, residual_in_fp32: keep the sum before the norms in float32 with the latter.
+        fused_add_norm: the norms are LayerNorm or RMSNorm, and take the sum in one step.
+        residual_in_fp32: keep the sum before the norms in float32.
     """
 
     def __init__(
@@ -329,6 +330,11 @@ class Block(nn.Module):
         return hidden_states, residual
 
     def _add_norm(self, norm: nn.Module, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        if not self.fused_add_norm:  # a norm of any class
+            residual = x if residual is None else x + residual
+            weight = getattr(norm, "weight", None)
+            y = norm(residual if weight is None else residual.to(weight.dtype))
+            return y, residual.float() if self.residual_in_fp32 else residual
         return layer_norm_fn(  # type: ignore[return-value]
             *(x, norm.weight, norm.bias, residual),  # type: ignore[arg-type]
             eps=norm.eps,  # type: ignore[arg-type]
