@@ -268,3 +268,9 @@ def test_mamba2(options):
     assert module.in_proj.weight.shape == (2 * 32 + 2 * n + heads, 16)
     assert module.conv1d.weight.shape == (e + 2 * n, 1, 4)
     assert module.D.shape == ((e,) if module.D_has_hdim else (heads,))
+
+
+@pytest.mark.parametrize("name", ["causal_conv1d_fwd", "causal_conv1d_bwd", "causal_conv1d_update_raw"])
+def test_too_few_arguments_are_counted(name):
+    with pytest.raises(TypeError, match="arguments, got 1"):
+        getattr(raw_conv, name)(torch.zeros(1))

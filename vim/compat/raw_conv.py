@@ -29,9 +29,9 @@ def causal_conv1d_fwd(*args: Any) -> Maybe:
     Raises:
         TypeError: another number of arguments.
     """
-    x, weight, bias, *rest, silu = args
     if len(args) not in (4, 5, 7, 8):
         raise _refuse("causal_conv1d_fwd", args, "4, 5, 7 or 8")
+    x, weight, bias, *rest, silu = args
     seq_idx, initial, *outputs = (*rest, None, None) if len(rest) < 2 else rest
     final = outputs[-1] if outputs and len(args) > 5 else None
     return_final = final is not None
@@ -54,9 +54,9 @@ def causal_conv1d_bwd(*args: Any) -> tuple[Maybe, ...] | None:
     Raises:
         TypeError: another number of arguments.
     """
-    x, weight, bias, dout, *rest, silu = args
     if len(args) not in (6, 7, 10, 12):
         raise _refuse("causal_conv1d_bwd", args, "6, 7, 10 or 12")
+    x, weight, bias, dout, *rest, silu = args
     if len(args) < 10:
         return _gradients(x, weight, bias, dout, rest[-1], silu, None, None, False)[:3]
     _, initial, dfinal, dx, *last = rest
@@ -112,9 +112,9 @@ def causal_conv1d_update_raw(*args: Any) -> Maybe:
     Raises:
         TypeError: another number of arguments.
     """
-    x, state, weight, bias, silu, *rest = args
     if len(args) not in (5, 6, 7, 8):
         raise _refuse("causal_conv1d_update", args, "5 to 8")
+    x, state, weight, bias, silu, *rest = args
     out = None
     if len(args) == 8:  # out is fifth
         out, silu, *rest = args[4:]
