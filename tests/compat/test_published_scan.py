@@ -209,3 +209,28 @@ def test_inner_functions(bias):
     close(mamba_inner_fn(*first, *out, p["A"], None, None, p["D"], **rest), projected(mixed(p, False)))
     ours = bimamba_inner_fn(*first, *out, p["A"], p["A_b"], None, None, p["D"], **rest)
     close(ours, projected(mixed(p, True)))
+
+
+def test_a_backend_that_keeps_nothing_before_the_gate():
+    tensors = {name: t.detach().double() for name, t in inputs().items()}
+    tensors["B"], tensors["C"] = tensors["B"].unsqueeze(1), tensors["C"].unsqueeze(1)
+    out, x, gated = raw_scan.SelectiveScan.fwd(**tensors, delta_softplus=True)
+    expected = loops.scan(**tensors, delta_softplus=True)
+    for ours, theirs, tolerance in zip((gated, out, x[:, :, -1, 1::2]), expected, (1e-12, 1e-12, 1e-6), strict=True):
+        close(ours, theirs, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_oflex_loses_no_digits_of_its_float32(dtype):
+    tensors = {name: t.detach() for name, t in inputs("(b,g,n,l)", "(b,g,n,l)", dtype=dtype).items()}
+    del tensors["z"]
+    tensors["u"] *= 1e4
+    tensors["D"] *= 10  # the output is beyond float16
+    out, _ = raw_scan.Oflex.fwd(*tensors.values(), True, 1, True)
+    close(out, loops.scan(**tensors, delta_softplus=True)[0])
+
+
+def test_rows_of_the_first_build():
+    *tensors, z, bias = (t.detach() for t in inputs().values())
+    fwd = raw_scan.SelectiveScan.fwd
+    torch.testing.assert_close(fwd(*tensors, z, bias, True, 1), fwd(*tensors, z, bias, True))

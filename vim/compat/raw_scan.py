@@ -16,7 +16,7 @@ from torch.nn.functional import silu
 from vim.kernels.scan.op import sum_steps
 from vim.kernels.scan.reference import Inputs, Options
 
-from .layout import Maybe, OpInputs, by_channel, by_token, op_inputs, without_autocast
+from .layout import Maybe, OpInputs, by_channel, by_token, op_inputs, state_dtype, without_autocast
 
 CHUNK = 2048  # tokens between two states that are returned
 
@@ -54,13 +54,22 @@ def _forward(
             *part.inputs, state, **options._asdict(), save=True
         )
         parts.append(part._replace(before=state, ungated=ungated, saved=saved))
-        outputs.append((y, y if z is None else ungated.to(y.dtype)))
+        outputs.append((y, y if z is None else _without_gate(part, ungated, state, options).to(y.dtype)))
         state, elapsed = after, elapsed + sum_steps(Inputs(*part.inputs, state), options, saved).squeeze(1)
         x[:, :, i, ::2] = torch.exp(elapsed.unsqueeze(2) * A)
         x[:, :, i, 1::2] = state.squeeze(1)
     x._parts = parts  # type: ignore[attr-defined]
     gated, out = (_join([by_channel(y) for y in ys]) for ys in zip(*outputs, strict=True))
     return out, x, None if z is None else gated
+
+
+def _without_gate(part: _Part, ungated: Tensor, state: Maybe, options: Options) -> Tensor:
+    """Return the output before the gate: what the kernel kept, or, from a backend that keeps nothing, another scan."""
+    if ungated.numel():
+        return ungated
+    *before, _, delta_bias = part.inputs
+    scan = torch.ops.vim.selective_scan_forward
+    return scan(*before, None, delta_bias, state, **options._asdict(), save=False)[0]
 
 
 def _parts(inputs: OpInputs) -> Iterator[_Part]:
@@ -145,10 +154,12 @@ class SelectiveScan:
         z: Maybe,
         delta_bias: Maybe,
         delta_softplus: bool,
+        nrows: int = 1,
     ) -> list[Tensor]:
         """Return [out, x], or [out, x, out_z] with a gate: the output, the states, the gated output.
 
-        See :func:`vim.compat.scan.selective_scan_fn` for the shapes. out and out_z are in u's dtype.
+        See :func:`vim.compat.scan.selective_scan_fn` for the shapes. out and out_z are in u's dtype. `nrows`, which
+        VMamba's first build takes, is without effect.
         """
         out, x, gated = _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
         return [out.to(u.dtype), x] if gated is None else [out.to(u.dtype), x, gated.to(u.dtype)]
@@ -237,8 +248,9 @@ class Oflex:
     ) -> list[Tensor]:
         """Return [out, x]; out is float32 with `out_float`, otherwise in u's dtype."""
         r = u.shape[1] // delta.shape[1]
-        out, x, _ = _forward(u, _repeat(delta, r), A, B, C, D, None, _repeat(delta_bias, r), delta_softplus)
-        return [out.float() if out_float and out.dtype != torch.float64 else out.to(u.dtype), x]
+        dtype = state_dtype(u.dtype) if out_float else u.dtype  # of the scan too: 16 bits in between lose the digits
+        out, x, _ = _forward(u.to(dtype), _repeat(delta, r), A, B, C, D, None, _repeat(delta_bias, r), delta_softplus)
+        return [out.to(dtype), x]
 
     @staticmethod
     def bwd(
@@ -256,10 +268,11 @@ class Oflex:
     ) -> list[Maybe]:
         """Return the gradients of u, delta, A, B, C, D and delta_bias, each in its tensor's shape and dtype."""
         r = u.shape[1] // delta.shape[1]
+        u_like_dout = u.to(dout.dtype)
         du, ddelta, dA, dB, dC, dD, _, dbias = _backward(
-            *(u, _repeat(delta, r), A, B, C, D, None, _repeat(delta_bias, r), dout, x, delta_softplus)
+            *(u_like_dout, _repeat(delta, r), A, B, C, D, None, _repeat(delta_bias, r), dout, x, delta_softplus)
         )
-        return [du, _add_up(ddelta, r), dA, dB, dC, dD, _add_up(dbias, r)]
+        return [None if du is None else du.to(u.dtype), _add_up(ddelta, r), dA, dB, dC, dD, _add_up(dbias, r)]
 
 
 def _repeat(x: MaybeTensor, r: int) -> MaybeTensor:
