@@ -25,7 +25,7 @@ ALLOWED = {
     "vim/compat": {"errors", "kernels"},
     "vim/data": {"errors", "fields", "options"},
     "vim/engine": {"checkpoints", "data", "errors", "fields", "options", "registry", "typing"},
-    "vim/measure": {"data", "errors", "kernels", "layers", "models", "registry", "typing"},
+    "vim/measure": {"compat", "data", "errors", "kernels", "layers", "models", "registry", "typing"},
     "vim/tasks": {"checkpoints", "data", "engine", "errors", "fields", "models", "options", "registry", "typing"},
 }
 PARTS = {

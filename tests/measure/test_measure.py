@@ -9,6 +9,7 @@ from vim.kernels import available_backends
 from vim.measure import (
     compare_clips,
     compare_decoding,
+    compare_layouts,
     compare_models,
     compare_routes,
     compare_scans,
@@ -148,6 +149,17 @@ def test_one_call_for_four_routes_computes_what_four_calls_do():
     (y,) = scan_routes([together], True)  # (1, l, 2 d), summed over the directions
     forwards, backwards = (torch.cat(scan_routes(alone[i : i + 2], True), dim=-1) for i in (0, 2))
     torch.testing.assert_close(y, forwards + backwards)
+
+
+def test_layouts_are_compared():
+    rows = compare_layouts("cpu", shapes=[(1, 8, 9, 2)], rounds=1)
+    assert [(row.name, row.run) for row in rows] == [
+        ("selective_scan_cuda_oflex.fwd", "forward"),
+        ("selective_scan_fn", "forward"),
+        ("vim.kernels", "forward"),
+        ("selective_scan_fn", "forward+backward"),
+        ("vim.kernels", "forward+backward"),
+    ]
 
 
 def test_routes():

@@ -1,12 +1,14 @@
 """The scan's backends compared, and one call for several scan routes against a call a route."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vim.compat.raw_scan import Oflex
+from vim.compat.scan import selective_scan_fn
 from vim.kernels import available_backends, selective_scan
 from vim.measure.compare import Row, compare
 
@@ -73,6 +75,58 @@ def compare_routes(
             }
             rows += compare(calls, run=run, batch_size=1, size=l, rounds=rounds)
     return rows
+
+
+def compare_layouts(
+    device: str,
+    *,
+    shapes: Sequence[tuple[int, int, int, int]] = (
+        (1, 768, 4096, 16),
+        (8, 768, 1024, 16),
+        (1, 384, 3136, 1),
+        (4, 768, 784, 1),
+        (8, 3072, 49, 1),
+    ),
+    rounds: int,
+) -> list[Row]:
+    """Compare the published scan functions with our own on tensors in our own layout, the baseline.
+
+    The shapes are (b, channels, tokens, states), with B and C in four groups, as VM-UNet and VMamba have them.
+    """
+    rows = []
+    for b, d, l, n in shapes:
+        u, delta = torch.randn(2, b, d, l, device=device)
+        B, C = torch.randn(2, b, 4, n, l, device=device)
+        A, D, bias = -torch.rand(d, n, device=device), *torch.randn(2, d, device=device)
+        published = [u, delta, A, B, C, D, bias]
+        u, delta = (t.transpose(1, 2).contiguous() for t in (u, delta))
+        own = [u, delta, A, *(t.permute(0, 3, 1, 2).contiguous() for t in (B, C)), D, bias]
+        ours = partial(selective_scan, delta_softplus=True)
+        calls: dict[str, Callable[[], object]] = {
+            "selective_scan_cuda_oflex.fwd": partial(_extension, published),
+            "selective_scan_fn": partial(_scan, partial(selective_scan_fn, delta_softplus=True), published, False),
+            "vim.kernels": partial(_scan, ours, own, False),
+        }
+        rows += compare(calls, run=PASSES[0], batch_size=b, size=l, rounds=rounds)
+        calls = {
+            "selective_scan_fn": partial(_scan, partial(selective_scan_fn, delta_softplus=True), published, True),
+            "vim.kernels": partial(_scan, ours, own, True),
+        }
+        rows += compare(calls, run=PASSES[1], batch_size=b, size=l, rounds=rounds)
+    return rows
+
+
+def _scan(scan: Callable[..., object], tensors: Sequence[Tensor], backward: bool) -> None:
+    *leaves, bias = (t.detach().requires_grad_(backward) for t in tensors)
+    y = scan(*leaves, delta_bias=bias)
+    assert isinstance(y, Tensor)  # no last state was asked for
+    if backward:
+        torch.autograd.grad(y, [*leaves, bias], torch.ones_like(y))
+
+
+def _extension(tensors: Sequence[Tensor]) -> None:
+    u, delta, A, B, C, D, bias = tensors
+    Oflex.fwd(u, delta, A, B, C, D, bias, True, 1, True)
 
 
 def routes(l: int, d: int, device: str) -> tuple[Routes, list[Routes]]:

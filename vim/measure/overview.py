@@ -6,7 +6,7 @@ from functools import partial
 from vim.errors import check_installed
 from vim.measure.compare import Row
 from vim.measure.models import PASSES, compare_models
-from vim.measure.ops import compare_routes, compare_scans
+from vim.measure.ops import compare_layouts, compare_routes, compare_scans
 from vim.measure.videos import compare_clips, compare_decoding
 
 SMALL, TINY = ("vim_small", "deit_small_patch16_224"), ("vim_tiny", "deit_tiny_patch16_224")
@@ -21,6 +21,7 @@ def compare_everything(device: str, amp: str) -> list[Row]:
         return [
             *[row for names, size in pairs for row in measure(names, img_size=size, batch_size=8, rounds=10)],
             *compare_routes(device, rounds=20),
+            *compare_layouts(device, rounds=20),
             *compare_clips(device, rounds=5),
         ]
     check_installed("av", "sklearn", purpose="the comparison of decoders")
@@ -39,6 +40,7 @@ def compare_everything(device: str, amp: str) -> list[Row]:
             for row in measure(names, img_size=224, batch_size=batch, rounds=9, passes=PASSES[:1])
         ],
         *compare_routes(device, rounds=15),
+        *compare_layouts(device, rounds=9),
         *compare_clips(device, rounds=3),
         *compare_decoding(rounds=5),
     ]
