@@ -14,6 +14,7 @@ import torch
 import vim.compat
 from vim.compat import names, runner
 from vim.errors import UserError
+from vim.kernels import available_backends
 
 ROOT = Path(__file__).parents[2]
 
@@ -200,8 +201,8 @@ def test_one_line_of_log(caplog):
     vim.compat.install()
     vim.compat.install()
     assert [record.getMessage() for record in caplog.records] == [
-        "vim.compat serves mamba_ssm, causal_conv1d, selective_scan, selective_scan_vmamba and their extensions "
-        "from vim.kernels, backend cpu"
+        "vim.compat serves mamba_ssm, causal_conv1d, selective_scan, selective_scan_vmamba, "
+        f"selective_scan_vmamba_pt202 and their extensions from vim.kernels, backend {available_backends()[-1]}"
     ]
 
 

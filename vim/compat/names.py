@@ -100,5 +100,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     "selective_scan.selective_scan_interface": _SCANS,
     "selective_scan_vmamba": {},
     "selective_scan_vmamba.selective_scan_cuda_core": _raw("Core"),
+    "selective_scan_vmamba_pt202": {},
+    "selective_scan_vmamba_pt202.selective_scan_cuda_core": _raw("Core"),
 }
 TOP = tuple(sorted({name.partition(".")[0] for name in (*EXTENSIONS, *PACKAGES)}))
