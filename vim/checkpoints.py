@@ -32,7 +32,7 @@ AVERAGED = ("n_averaged", "steps")  # counters beside the weights in the average
 COUNTER = ".num_batches_tracked"  # of a batch norm; old and pruned files lack it
 MOST_WRAPPERS = 8  # in one another; a dict can hold itself
 HEAD = ("head.weight", "head.bias")
-# of the calls that torch's own reader allows in a file, those that need no more memory than the file
+# of the calls that torch's own reader allows in a file, those that trainers write
 HARMLESS = re.compile(
     r"argparse\.Namespace|yacs\.config\.CfgNode|collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.(set|complex)"
     r"|torch\.(Size|device|\w+Storage|bool|u?int\d+|b?float\d+|complex\d+)"

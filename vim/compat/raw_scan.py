@@ -24,10 +24,8 @@ MaybeTensor = TypeVar("MaybeTensor", Tensor, Maybe)
 
 
 class _Part(NamedTuple):
-    """A run of tokens, and what its backward pass needs."""
+    """What the backward pass of a run of tokens needs besides its inputs, which the caller keeps or computes again."""
 
-    tokens: slice
-    inputs: OpInputs
     before: Tensor | None  # the state (b, 1, d, n)
     ungated: Tensor
     saved: Tensor
@@ -49,13 +47,11 @@ def _forward(
     x = A.new_empty(b, d, max(-(-l // CHUNK), 1), 2 * A.shape[1], dtype=torch.float32)
     state, elapsed = None, x.new_zeros(b, d)
     options = Options(reverse=[False], delta_softplus=softplus, return_last_state=True)
-    for i, part in enumerate(_parts(inputs)):
-        y, after, ungated, saved = torch.ops.vim.selective_scan_forward(
-            *part.inputs, state, **options._asdict(), save=True
-        )
-        parts.append(part._replace(before=state, ungated=ungated, saved=saved))
-        outputs.append((y, y if z is None else _without_gate(part, ungated, state, options).to(y.dtype)))
-        state, elapsed = after, elapsed + sum_steps(Inputs(*part.inputs, state), options, saved).squeeze(1)
+    for i, (_, cut) in enumerate(_runs(inputs)):
+        y, after, ungated, saved = torch.ops.vim.selective_scan_forward(*cut, state, **options._asdict(), save=True)
+        parts.append(_Part(state, ungated, saved))
+        outputs.append((y, y if z is None else _without_gate(cut, ungated, state, options).to(y.dtype)))
+        state, elapsed = after, elapsed + sum_steps(Inputs(*cut, state), options, saved).squeeze(1)
         x[:, :, i, ::2] = torch.exp(elapsed.unsqueeze(2) * A)
         x[:, :, i, 1::2] = state.squeeze(1)
     x._parts = parts  # type: ignore[attr-defined]
@@ -63,22 +59,21 @@ def _forward(
     return out, x, None if z is None else gated
 
 
-def _without_gate(part: _Part, ungated: Tensor, state: Maybe, options: Options) -> Tensor:
+def _without_gate(inputs: OpInputs, ungated: Tensor, state: Maybe, options: Options) -> Tensor:
     """Return the output before the gate: what the kernel kept, or, from a backend that keeps nothing, another scan."""
     if ungated.numel():
         return ungated
-    *before, _, delta_bias = part.inputs
+    *before, _, delta_bias = inputs
     scan = torch.ops.vim.selective_scan_forward
     return scan(*before, None, delta_bias, state, **options._asdict(), save=False)[0]
 
 
-def _parts(inputs: OpInputs) -> Iterator[_Part]:
-    """Yield the tokens in runs of 2048."""
-    nothing = inputs[0].new_empty(0)
+def _runs(inputs: OpInputs) -> Iterator[tuple[slice, OpInputs]]:
+    """Yield the tokens in runs of 2048, and the inputs of each."""
     for start in range(0, max(inputs[0].shape[2], 1), CHUNK):
         tokens = slice(start, start + CHUNK)
         cut = (t if t is None or t.dim() < 4 else t[:, :, tokens] for t in inputs)
-        yield _Part(tokens, tuple(cut), None, nothing, nothing)  # type: ignore[arg-type]
+        yield tokens, tuple(cut)  # type: ignore[misc]
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
@@ -108,10 +103,11 @@ def _backward(
     if parts is None:
         parts = _forward(u, delta, A, B, C, D, z, delta_bias, softplus)[1]._parts  # type: ignore[attr-defined]
     grads, dstate = [], None
-    for part in reversed(parts):
+    inputs = op_inputs(u, delta, A, B, C, D, z, delta_bias)
+    for part, (tokens, cut) in zip(reversed(parts), reversed(list(_runs(inputs))), strict=True):
         *given, dstate = torch.ops.vim.selective_scan_backward(
-            by_token(dout[:, :, part.tokens], part.inputs[0].dtype),
-            *(dstate, part.ungated, part.saved, *part.inputs, part.before),
+            by_token(dout[:, :, tokens], inputs[0].dtype),
+            *(dstate, part.ungated, part.saved, *cut, part.before),
             reverse=[0],
             delta_softplus=softplus,
             return_last_state=dstate is not None,
