@@ -31,20 +31,20 @@ def as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def tokens_contiguous(x: Tensor) -> bool:
     """Return whether x, (b, k, l, d), has its tokens side by side in memory, and not its channels."""
-    return x.stride(-1) != 1 and x.stride(-2) == 1
+    return x.dim() == 4 and x.stride(-1) != 1 and x.stride(-2) == 1
 
 
 def empty_like_tokens(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised (b, k, l, d) with its tokens side by side where `like` has, otherwise its channels."""
-    b, k, l, d = shape
+    """Return an uninitialised (b, k, l, ...) with its tokens side by side where `like` has, otherwise its channels."""
     if tokens_contiguous(like):
+        b, k, l, d = shape
         return like.new_empty(b, k, d, l, dtype=dtype).transpose(2, 3)
-    return like.new_empty(b, k, l, d, dtype=dtype)
+    return like.new_empty(shape, dtype=dtype)
 
 
 def empty_gradient(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return an uninitialised gradient of x, (b, k, l, ...): as :func:`empty_rows`, or with contiguous tokens as x."""
-    if x.dim() == 4 and tokens_contiguous(x):
+    if tokens_contiguous(x):
         b, k, l, d = x.shape
         return x.new_empty(k, b, d, l, dtype=dtype).permute(1, 0, 3, 2)
     return empty_rows(x.new_empty(0, dtype=dtype), *x.shape)

@@ -15,7 +15,6 @@ from .conv1d import reference as conv1d
 from .directions import add_up, turn
 from .norm import reference as norm
 from .scan.chunked import prepare
-from .scan.op import named
 from .scan.reference import Inputs, Options
 
 
@@ -51,8 +50,8 @@ def _softplus(x: Tensor) -> Tensor:
 def _selective_scan_forward(
     *tensors: Tensor | None, save: bool = False, **keywords: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs, options = named(tensors, keywords)
-    y, state = selective_scan(inputs, options)
+    options = Options(**keywords)  # type: ignore[arg-type]
+    y, state = selective_scan(Inputs(*tensors), options)  # type: ignore[arg-type]
     return y, state if options.return_last_state else state.new_empty(0), y.new_empty(0), y.new_empty(0)
 
 

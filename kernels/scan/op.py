@@ -7,39 +7,20 @@ takes every tensor with its k directions, and B and C with their g groups; :func
 without.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import autograd
-from ..backends import DTYPES, choose_backend, implementation
+from ..backends import DTYPES, choose_backend
 from ..checks import check, check_dim
-from ..directions import MOST_DIRECTIONS, empty_gradient, empty_like_tokens, tokens_contiguous
-from . import reference
+from ..directions import MOST_DIRECTIONS
+from ..registration import Scan
 from .reference import Inputs, Options, shape_of_y
 
 Combine = Literal["none", "sum", "mean"]
-
-# The fields of Inputs, and those of Options by keyword only. PyTorch calls the functions below with the tensors by
-# position, but for the last ones that are None, and with the options that are not at their default by keyword.
-# `reverse` holds integers, since torch.jit.trace knows no lists of bool.
-_SCHEMA = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D=None, Tensor? z=None, Tensor? delta_bias=None, "
-    "Tensor? initial_state=None, *, int[] reverse, bool delta_softplus=False, str combine='none', "
-    "bool return_last_state=False, str backend='auto'"
-)
-_LIB = torch.library.Library("vim", "FRAGMENT")
-_LIB.define(f"selective_scan({_SCHEMA}) -> (Tensor y, Tensor last_state)")
-_LIB.define(
-    f"selective_scan_forward({_SCHEMA}, bool save=False) -> (Tensor y, Tensor last_state, Tensor ungated, Tensor saved)"
-)
-_LIB.define(
-    f"selective_scan_backward(Tensor grad_y, Tensor? grad_state, Tensor ungated, Tensor saved, {_SCHEMA}) "
-    f"-> ({', '.join(['Tensor'] * len(Inputs._fields))})"
-)
 
 
 def selective_scan(
@@ -163,26 +144,6 @@ def _check(inputs: Inputs, options: Options) -> None:
     check("initial_state", inputs.initial_state, "b, k, d, n", (b, k, d, n), state, device)
 
 
-def named(tensors: Sequence[Tensor | None], options: Mapping[str, object]) -> tuple[Inputs, Options]:
-    """Return the arguments with which PyTorch calls an op's function, by name."""
-    return Inputs(*tensors), Options(**options)  # type: ignore[arg-type]  # the schema has their types
-
-
-def _forward(*tensors: Tensor | None, save: bool = False, **keywords: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs, options = named(tensors, keywords)
-    _check(inputs, options)
-    backend = choose_backend(options.backend, inputs.u)
-    run = implementation("scan", backend).selective_scan
-    if backend in ("cpu", "triton"):
-        y, state, ungated, saved = run(inputs, options, save=save)
-    else:
-        (y, state), ungated, saved = run(inputs, options), inputs.A.new_empty(0), inputs.A.new_empty(0)
-        state = state if options.return_last_state else state.new_empty(0)
-    if tokens_contiguous(inputs.u) and not tokens_contiguous(y):
-        y = empty_like_tokens(inputs.u, y.shape, y.dtype).copy_(y)
-    return y, state, ungated, saved
-
-
 def sum_steps(inputs: Inputs, options: Options, saved: Tensor) -> Tensor:
     """Return the sums of the step sizes over the tokens, (b, k, d), float32; `saved` is what the forward pass kept."""
     if choose_backend(options.backend, inputs.u) == "cpu":  # which adds them up on its way
@@ -192,121 +153,9 @@ def sum_steps(inputs: Inputs, options: Options, saved: Tensor) -> Tensor:
     return (F.softplus(dt) if options.delta_softplus else dt).sum(2)
 
 
-def _forward_fake(
-    *tensors: Tensor | None, save: bool = False, **keywords: object
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs, options = named(tensors, keywords)
-    _check(inputs, options)
-    b, k, _, d = inputs.u.shape
-    y = empty_like_tokens(inputs.u, shape_of_y(inputs, options), inputs.u.dtype)
-    state = inputs.A.new_empty((b, k, d, inputs.A.shape[2]) if options.return_last_state else 0)
-    backend = choose_backend(options.backend, inputs.u)
-    if backend in ("cpu", "triton"):
-        return y, state, *implementation("scan", backend).kept_for_backward(inputs, options, save)
-    return y, state, y.new_empty(0), y.new_empty(0)
-
-
-def _infer_fake(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
-    y, state, _, _ = _forward_fake(*tensors, **keywords)  # type: ignore[arg-type]
-    return y, state
-
-
-def _backward(
-    grad_y: Tensor,
-    grad_state: Tensor | None,
-    ungated: Tensor,
-    saved: Tensor,
-    *tensors: Tensor | None,
-    **keywords: object,
-) -> tuple[Tensor, ...]:
-    inputs, options = named(tensors, keywords)
-    grad_state = grad_state if options.return_last_state else None
-    backend = choose_backend(options.backend, inputs.u)
-    run = implementation("scan", backend).selective_scan_backward
-    if backend in ("cpu", "triton"):
-        grads = run(grad_y, grad_state, ungated, saved, inputs, options)
-    else:
-        grads = run(grad_y, grad_state, inputs, options)
-    return tuple(
-        grad_y.new_empty(0) if tensor is None else _like_grad(grad, tensor)
-        for grad, tensor in zip(grads, inputs, strict=True)
-    )
-
-
-def _like_grad(grad: Tensor, tensor: Tensor) -> Tensor:
-    """Return a gradient in its tensor's dtype and in the layout that the fake kernel promises."""
-    if tensor.dim() < 4:
-        return grad.to(tensor.dtype).contiguous()
-    out = empty_gradient(tensor, tensor.dtype)
-    return grad if grad.dtype == out.dtype and grad.stride() == out.stride() else out.copy_(grad)
-
-
-def _backward_fake(
-    grad_y: Tensor,
-    grad_state: Tensor | None,
-    ungated: Tensor,
-    saved: Tensor,
-    *tensors: Tensor | None,
-    **keywords: object,
-) -> tuple[Tensor, ...]:
-    inputs, _ = named(tensors, keywords)
-    return tuple(
-        grad_y.new_empty(0)
-        if tensor is None
-        else empty_gradient(tensor, tensor.dtype)
-        if tensor.dim() >= 4
-        else tensor.new_empty(tensor.shape)
-        for tensor in inputs
-    )
-
-
-def _infer(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
-    y, state, _, _ = _forward(*tensors, **keywords)  # type: ignore[arg-type]
-    return y, state
-
-
-def _differentiate(
-    grads: Sequence[Tensor], kept: Sequence[Tensor], tensors: Sequence[Tensor | None], options: Mapping[str, object]
-) -> tuple[Tensor, ...]:
-    inputs, _ = named(tensors, options)
-    return torch.ops.vim.selective_scan_backward(*grads, *kept, *inputs, **options)
-
-
-def _reference(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
-    inputs, options = named(tensors, keywords)
-    _check(inputs, options)
-    choose_backend(options.backend, inputs.u)
-    y, state = reference.selective_scan(inputs, options)
-    return y, state if options.return_last_state else state.new_empty(0)
-
-
-def _autocast(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
-    """Run with u, delta, B, C and z in the autocast dtype. The state, and what it is made of, stays float32."""
-    inputs, _ = named(tensors, keywords)
-    device = inputs.u.device.type
-    low = torch.get_autocast_dtype(device)
-    cast = {
-        name: t
-        if t is None or t.dtype == torch.float64
-        else t.to(low if name in ("u", "delta", "B", "C", "z") else torch.float32)
-        for name, t in inputs._asdict().items()
-    }
-    with torch.autocast(device, enabled=False):
-        return torch.ops.vim.selective_scan(**cast, **keywords)
-
-
-_LIB.impl("selective_scan", _infer, "CompositeExplicitAutograd")
-_LIB.impl("selective_scan", _autocast, "AutocastCPU")
-_LIB.impl("selective_scan", _autocast, "AutocastCUDA")
-_LIB.impl("selective_scan_forward", _forward, "CompositeExplicitAutograd")
-_LIB.impl("selective_scan_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("vim::selective_scan", _infer_fake, lib=_LIB)
-torch.library.register_fake("vim::selective_scan_forward", _forward_fake, lib=_LIB)
-torch.library.register_fake("vim::selective_scan_backward", _backward_fake, lib=_LIB)
-autograd.register(
-    _LIB,
-    "selective_scan",
-    autograd.Op(torch.ops.vim.selective_scan_forward.default, _differentiate, _reference, outputs=2),
+_SCHEMA = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D=None, Tensor? z=None, Tensor? delta_bias=None, "
+    "Tensor? initial_state=None, *, int[] reverse, bool delta_softplus=False, str combine='none', "
+    "bool return_last_state=False, str backend='auto'"
 )
-autograd.register_vmap(_LIB, "selective_scan_forward")
-autograd.register_backward(_LIB, "selective_scan_backward")
+Scan("selective_scan", "scan", _SCHEMA, Inputs, Options, _check, low=("u", "delta", "B", "C", "z"))
