@@ -11,5 +11,6 @@ else:
     from .conv1d.op import causal_conv1d
     from .norm.op import rms_norm
     from .scan.op import selective_scan
+    from .ssd.op import ssd
 
-    __all__ = ["available_backends", "causal_conv1d", "rms_norm", "selective_scan"]
+    __all__ = ["available_backends", "causal_conv1d", "rms_norm", "selective_scan", "ssd"]

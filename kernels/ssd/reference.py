@@ -3,7 +3,6 @@
 Sizes: b images, k directions, l tokens, h heads, p channels of a head, g groups of B and C, n states.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,7 +34,7 @@ class Options(NamedTuple):
     reverse: Sequence[bool]  # k of them: whether a direction runs from the last token to the first
     dt_softplus: bool = False
     dt_min: float = 0.0  # the step sizes are clamped to [dt_min, dt_max]
-    dt_max: float = math.inf
+    dt_max: float = torch.finfo(torch.float32).max
     combine: str = "none"  # "sum" or "mean": add the directions up
     return_last_state: bool = False
     chunk_size: int = 0  # tokens of a chunk; 0 for the backend's choice
