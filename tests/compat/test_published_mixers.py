@@ -7,8 +7,12 @@ from torch import nn
 
 from tests.compat import loops
 from tests.compat.test_published_scan import close
-from vim.compat.mamba import Block, Mamba
+from vim.compat.block import Block, GatedMLP, create_block, init_weights
+from vim.compat.language import InferenceParams
+from vim.compat.mamba import Mamba
+from vim.compat.mamba2 import Mamba2
 from vim.compat.norm import RMSNorm
+from vim.compat.video_mamba_suite import HalvedMamba, ScanNormMamba
 
 KEYS = ["A_log", "D", "conv1d.bias", "conv1d.weight", "dt_proj.bias", "dt_proj.weight", "in_proj.weight"]
 KEYS += ["out_proj.weight", "x_proj.weight"]
@@ -85,9 +89,183 @@ def test_types_that_forks_disagree_on(options):
         Mamba(16, **options)
 
 
-def test_generation_is_refused():
-    with pytest.raises(NotImplementedError, match="whole sequences"):
-        Mamba(16)(torch.randn(1, 4, 16), inference_params=object())
+def by_steps(module, x, first):
+    """Run a module on the first tokens, and then token by token."""
+    params = InferenceParams(max_seqlen=x.shape[1], max_batch_size=len(x))
+    ys = [module(x[:, :first], inference_params=params)]
+    for t in range(first, x.shape[1]):
+        params.seqlen_offset = t
+        ys.append(module(x[:, t : t + 1], inference_params=params))
+    return torch.cat(ys, 1)
+
+
+@pytest.mark.parametrize("first", [1, 2, 7])
+@pytest.mark.parametrize("name", ["upstream", "sizes", "biases", "scaled"])
+def test_token_by_token_is_the_whole_sequence(name, first):
+    torch.manual_seed(0)
+    module = Mamba(16, layer_idx=3, **OPTIONS[name][0])
+    nn.init.normal_(module.D)
+    x = torch.randn(2, 9, 16)
+    close(by_steps(module, x, first), expected(module, x))
+
+
+def test_states_before_the_first_token():
+    module = Block(16, lambda dim: Mamba(dim, d_state=4, d_conv=3))
+    conv_state, ssm_state = module.allocate_inference_cache(2, 100, dtype=torch.float64)
+    assert conv_state.shape == (2, 32, 3) and ssm_state.shape == (2, 32, 4) and ssm_state.dtype == torch.float64
+    assert not conv_state.any() and not ssm_state.any()
+    x = torch.randn(2, 9, 16)
+    y = [module.mixer.step(x[:, t : t + 1], conv_state, ssm_state)[0] for t in range(9)]
+    close(torch.cat(y, 1), expected(module.mixer, x))
+
+
+def test_what_generation_refuses():
+    x, params = torch.randn(1, 1, 16), InferenceParams(4, 1)
+    for options in ({"bimamba_type": "v1"}, {"bimamba": True}):
+        module = Mamba(16, layer_idx=0, **options)
+        for call in (lambda m=module: m(x, params), lambda m=module: m.step(x, None, None)):
+            with pytest.raises(NotImplementedError, match="also scans backwards, so it takes whole sequences"):
+                call()
+    with pytest.raises(ValueError, match="Mamba keeps its states by layer_idx, which is None"):
+        Mamba(16)(x, inference_params=params)
+    with pytest.raises(ValueError, match=r"one token, \(b, 1, d\), got \(1, 3, 16\)"):
+        Mamba(16).step(torch.randn(1, 3, 16), *Mamba(16).allocate_inference_cache(1, 3))
+
+
+def test_a_second_sequence_is_of_another_fork():
+    x = torch.randn(1, 4, 16)
+    with pytest.raises(ValueError, match="takes one sequence, got two: put the repository's own mamba_ssm"):
+        Mamba(16)(x, x)
+    torch.testing.assert_close(Mamba.forward(module := Mamba(16), x, None, 8), module(x))
+
+
+def test_attributes_that_programs_read():
+    module = Mamba(16, bimamba_type="v2", if_devide_out=True, init_layer_scale=0.5, layer_idx=2)
+    read = ("bimamba_type", "if_devide_out", "if_divide_out", "init_layer_scale", "d_inner", "dt_rank", "layer_idx")
+    assert [getattr(module, name) for name in read] == ["v2", True, True, 0.5, 32, 1, 2]
+    assert (module.activation, module.use_fast_path, module.bimamba) == ("silu", True, False)
+    assert Mamba(16, bimamba=True).bimamba and not hasattr(Mamba(16), "gamma")
+
+
+def shapes(ends, dim=192, e=384, r=12, n=16, decays=None):
+    """The parameters of a published mixer, from its repository: names and shapes."""
+    table = {"in_proj.weight": (2 * e, dim), "out_proj.weight": (dim, e)}
+    for end in ends:
+        table |= {f"conv1d{end}.weight": (e, 1, 4), f"conv1d{end}.bias": (e,), f"x_proj{end}.weight": (r + 2 * n, e)}
+        table |= {f"dt_proj{end}.weight": (e, r), f"dt_proj{end}.bias": (e,), f"D{end}": (e,)}
+    return table | {f"A{end}_log": (e, n) for end in decays or ends}
+
+
+@pytest.mark.parametrize(
+    ("options", "table"),
+    [
+        ({}, shapes([""])),  # upstream, UltraLight-VM-UNet, PointMamba
+        ({"bimamba_type": "v1"}, shapes([""], decays=["", "_b"])),
+        ({"bimamba_type": "v2", "if_devide_out": True}, shapes(["", "_b"])),  # Vim
+        ({"bimamba_type": "v2", "init_layer_scale": 1e-4}, shapes(["", "_b"]) | {"gamma": (192,)}),
+        ({"bimamba": True}, shapes(["", "_b"])),  # VideoMamba
+        ({"bimamba_type": "v3", "nslices": 5}, shapes(["", "_b", "_s"])),  # SegMamba
+    ],
+    ids=str,
+)
+def test_state_dicts_of_published_repositories(options, table):
+    torch.manual_seed(0)
+    theirs = {name: torch.rand(shape) for name, shape in table.items()}
+    module = Mamba(d_model=192, layer_idx=0, **options)
+    module.load_state_dict(theirs, strict=True)
+    ours = module.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_channels_in_two_directions():
+    torch.manual_seed(0)
+    module = HalvedMamba(16, layer_idx=0, init_layer_scale=0.1)
+    assert {key: tuple(t.shape) for key, t in module.state_dict().items() if "_proj.weight" in key} == {
+        "in_proj.weight": (128, 16),
+        "x_proj.weight": (33, 32),
+        "dt_proj.weight": (32, 1),
+        "out_proj.weight": (16, 64),
+    }
+    x, one = torch.randn(2, 9, 16), Mamba(16).double()
+    state = {key: t.double() for key, t in module.state_dict().items()}
+    ys = []
+    for half, rows in enumerate(state["in_proj.weight"].chunk(2)):  # each half by an upstream mixer
+        one.load_state_dict(state | {"in_proj.weight": rows, "out_proj.weight": torch.zeros(16, 32).double()})
+        one.out_proj = nn.Identity()
+        ys.append(one(x.double().flip(1)).flip(1) if half else one(x.double()))
+        one.out_proj = nn.Linear(32, 16, bias=False)
+    close(module(x), torch.cat(ys, -1) @ state["out_proj.weight"].T)
+    with pytest.raises(NotImplementedError, match="'halves' also scans backwards"):
+        module(x, InferenceParams(9, 2))
+
+
+@pytest.mark.parametrize("divide", [True, False])
+def test_the_norm_of_a_sum(divide):
+    torch.manual_seed(0)
+    module = ScanNormMamba(16, bimamba_type="v2", if_devide_out=divide)
+    nn.init.normal_(module.norm.weight)
+    assert sorted(module.state_dict()) == sorted([*KEYS, *BACK, "norm.weight"])
+    x = torch.randn(2, 9, 16)
+    plain = Mamba(16, bimamba_type="v2")
+    plain.load_state_dict({key: t for key, t in module.state_dict().items() if key != "norm.weight"})
+    if divide:
+        weight = plain.out_proj.weight.data.clone()
+        plain.out_proj.weight.data, y = torch.eye(32), 0
+        y = expected(plain, x)
+        y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * module.norm.weight
+        close(module(x), y @ weight.double().T)
+    else:
+        close(module(x), expected(plain, x))
+    with pytest.raises(ValueError, match="needs bimamba_type='v2', got 'none'"):
+        ScanNormMamba(16)
+
+
+def test_gated_mlp():
+    torch.manual_seed(0)
+    module = GatedMLP(16, bias=True)
+    assert {key: tuple(t.shape) for key, t in module.state_dict().items()} == {
+        "fc1.weight": (256, 16),
+        "fc1.bias": (256,),
+        "fc2.weight": (16, 128),
+        "fc2.bias": (16,),
+    }
+    x = torch.randn(3, 16)
+    y, gate = (x.double() @ module.fc1.weight.double().T + module.fc1.bias).chunk(2, -1)
+    close(module(x), (y * F.silu(gate)) @ module.fc2.weight.double().T + module.fc2.bias)
+    assert GatedMLP(16, 100, 8, multiple_of=32).fc2.weight.shape == (8, 128)
+
+
+@pytest.mark.parametrize(
+    ("args", "mixer", "mlp"),
+    [
+        ((None,), Mamba, None),
+        (({"d_state": 4},), Mamba, None),  # version 1
+        ((0, {"layer": "Mamba2", "headdim": 8}), Mamba2, None),
+        ((64, {"layer": "Mamba1"}), Mamba, GatedMLP),
+    ],
+    ids=str,
+)
+def test_create_block(args, mixer, mlp):
+    options = {"norm_epsilon": 1e-3, "rms_norm": True, "residual_in_fp32": True, "fused_add_norm": True}
+    block = create_block(16, *args, layer_idx=1, **options)
+    assert type(block.mixer) is mixer and block.layer_idx == block.mixer.layer_idx == 1
+    assert type(block.norm) is RMSNorm and block.norm.eps == 1e-3 and type(block.mlp) is (mlp or type(None))
+    y, residual = block(torch.randn(2, 5, 16))
+    y, residual = block(y, residual)
+    assert y.shape == residual.shape == (2, 5, 16)
+    block.apply(lambda module: init_weights(module, n_layer=4))
+    bound = 32**-0.5 / 2  # of a linear layer by default, over the root of the layers
+    assert block.mixer.out_proj.weight.abs().max().item() == pytest.approx(bound, rel=0.05)
+    if mixer is Mamba:
+        assert block.mixer.dt_proj.bias.all()
+
+
+def test_create_block_refuses_what_it_does_not_make():
+    with pytest.raises(ValueError, match="must be 'Mamba1' or 'Mamba2', got 'Mamba9'"):
+        create_block(16, ssm_cfg={"layer": "Mamba9"})
+    with pytest.raises(NotImplementedError, match="MHA for import only"):
+        create_block(16, 0, attn_layer_idx=[2], attn_cfg={"num_heads": 2}, layer_idx=2)
 
 
 @pytest.mark.parametrize("norm_cls", [nn.LayerNorm, RMSNorm])

@@ -8,7 +8,6 @@ from tests.compat import loops
 from tests.compat.test_published_scan import close
 from vim.compat import norm, raw_conv
 from vim.compat.conv import causal_conv1d_fn, causal_conv1d_update
-from vim.compat.mamba import Mamba2
 from vim.compat.ssd import (
     mamba_chunk_scan_combined,
     mamba_split_conv1d_scan_combined,
@@ -128,9 +127,8 @@ def test_norms_with_a_residual(rms, dtype, residual, in_fp32):
     )
     total = x.double() if other is None else x.double() + other.double()
     assert y.dtype == dtype
-    assert kept.dtype == (torch.float32 if in_fp32 else residual or dtype)
+    assert kept.dtype == (residual or (torch.float32 if in_fp32 else dtype))
     close(kept, total, 0.01 if kept.dtype == torch.bfloat16 else 1e-6)
-    total = kept.double()
     if rms:
         expected = total / (total.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
     else:
@@ -138,15 +136,63 @@ def test_norms_with_a_residual(rms, dtype, residual, in_fp32):
     close(y, expected, 0.01 if dtype == torch.bfloat16 else 1e-5)
 
 
-def test_norms_refuse_what_version_2_added():
-    x = torch.randn(2, 8)
-    norm.layer_norm_fn(x, torch.ones(8), None, dropout_p=0.0, x1=None, rowscale=None)
-    with pytest.raises(NotImplementedError, match="without dropout_p"):
-        norm.layer_norm_fn(x, torch.ones(8), None, dropout_p=0.1)
-    with pytest.raises(NotImplementedError, match="without x1"):
-        norm.rms_norm_fn(x, torch.ones(8), None, x1=x)
-    module = norm.RMSNorm(8)
-    assert module.bias is None and list(module.state_dict()) == ["weight"]
+def normalised(total, weight, bias, rms, eps=1e-6):
+    total = total if rms else total - total.mean(-1, keepdim=True)
+    y = total / (total.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+    return y if bias is None else y + bias
+
+
+@pytest.mark.parametrize("rms", [True, False])
+@pytest.mark.parametrize("second", [True, False], ids=["parallel", "one"])
+def test_norms_of_version_2(rms, second):
+    torch.manual_seed(0)
+    x, x1, residual = torch.randn(3, 2, 5, 8).double()
+    weight, bias, weight1, bias1 = torch.randn(4, 8).double()
+    rowscale = None if second else torch.rand(2, 5).double()
+    extra = (x1, weight1, bias1) if second else (None, None, None)
+    run = norm.rms_norm_fn if rms else norm.layer_norm_fn
+    flags = (True,) if rms else (False, True)  # is_rms_norm, return_dropout_mask
+    options = (*extra, 1e-6, 0.25, rowscale, True, False, *flags)
+    y, *more, total, mask, mask1 = run(x, weight, bias, residual, *options)
+    expected = (x if second else x * rowscale.unsqueeze(-1)) * mask / 0.75 + residual
+    expected = expected + x1 * mask1 / 0.75 if second else expected
+    assert 0.6 < mask.double().mean() < 0.9 and mask.dtype == torch.bool and (mask1 is None) != second
+    close(total, expected)
+    close(y, normalised(expected, weight, bias, rms))
+    assert len(more) == second
+    if second:
+        close(more[0], normalised(expected, weight1, bias1, rms))
+
+
+def test_arguments_of_norms_in_the_order_of_version_1():
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, 2, 8)
+    weight, bias = torch.randn(2, 8)
+    expected = x.double() + residual.double()
+    y, total = norm.layer_norm_fn(x, weight, bias, residual, 0.1, True, False, True)
+    close(y, normalised(expected, weight, bias, True, 0.1))
+    close(total, expected)
+    y, total = norm.rms_norm_fn(x, weight, bias, residual, True, False, 0.1)
+    close(y, normalised(expected, weight, bias, True, 0.1))
+    close(norm.layer_norm_fn(x, weight, bias, residual, 0.1), normalised(expected, weight, bias, False, 0.1))
+    with pytest.raises(TypeError, match="rms_norm_fn takes up to 7 arguments, got 8"):
+        norm.rms_norm_fn(x, weight, bias, residual, True, False, 0.1, True)
+    with pytest.raises(ValueError, match="x1 must be None"):
+        norm.layer_norm_fn(x, weight, bias, x1=x, rowscale=torch.ones(2))
+
+
+def test_the_norm_module():
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, 3, 8)
+    module = norm.RMSNorm(8, 0.1, 0.5, dtype=torch.float32)
+    assert module.bias is None and list(module.state_dict()) == ["weight"] and module.eps == 0.1
+    torch.nn.init.normal_(module.weight)
+    total = module(x.bfloat16(), residual_in_fp32=True, prenorm=True)[1]
+    assert total.dtype == torch.float32 and (total == 0).any()
+    y, total = module.eval()(x, residual, prenorm=True)
+    close(y, normalised(x.double() + residual, module.weight.double(), None, True, 0.1))
+    module.reset_parameters()
+    assert module.weight.tolist() == [1] * 8
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -236,38 +282,6 @@ def test_one_step_of_a_scan():
     y = selective_state_update(state, u, delta, A, B, C, D, z, bias, True)
     tokens = [t.unsqueeze(-1) for t in (u, delta)]
     close(y, loops.scan(*tokens, A, B.unsqueeze(-1), C.unsqueeze(-1), D, z.unsqueeze(-1), bias, True)[0][..., 0])
-
-
-MAMBA2 = [{}, {"rmsnorm": False}, {"ngroups": 2}, {"D_has_hdim": True}, {"d_ssm": 16}, {"conv_bias": False}]
-
-
-@pytest.mark.parametrize("options", MAMBA2, ids=str)
-def test_mamba2(options):
-    torch.manual_seed(0)
-    module = Mamba2(16, d_state=8, headdim=8, **options)
-    x = torch.randn(2, 9, 16, requires_grad=True)
-    y = module(x)
-    assert y.shape == x.shape
-    y.square().mean().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
-    e, heads = module.d_ssm, module.nheads
-    n = module.ngroups * 8
-    names = [
-        "dt_bias",
-        "A_log",
-        "D",
-        "in_proj.weight",
-        "conv1d.weight",
-        "conv1d.bias",
-        "norm.weight",
-        "out_proj.weight",
-    ]
-    drop = {"norm.weight"} if not module.rmsnorm else set()
-    drop |= {"conv1d.bias"} if module.conv1d.bias is None else set()
-    assert set(module.state_dict()) == set(names) - drop
-    assert module.in_proj.weight.shape == (2 * 32 + 2 * n + heads, 16)
-    assert module.conv1d.weight.shape == (e + 2 * n, 1, 4)
-    assert module.D.shape == ((e,) if module.D_has_hdim else (heads,))
 
 
 @pytest.mark.parametrize("name", ["causal_conv1d_fwd", "causal_conv1d_bwd", "causal_conv1d_update_raw"])

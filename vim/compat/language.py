@@ -61,6 +61,10 @@ class MixerModel(_Refused):
     """A language model without its head; raises NotImplementedError."""
 
 
+class MHA(_Refused):
+    """Attention of hybrid models; raises NotImplementedError."""
+
+
 class ColumnParallelLinear(_Refused):
     """A linear layer on several devices; raises NotImplementedError."""
 

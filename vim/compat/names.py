@@ -22,11 +22,13 @@ _NORMS = _same("norm", "RMSNorm", "layer_norm_fn", "rms_norm_fn") | {
     "_layer_norm_bwd": "language.norm_bwd",
 }
 _SCANS = _same("scan", "selective_scan_fn", "selective_scan_ref")
+_FUNCTIONS = _same("scan", "SelectiveScanFn", "MambaInnerFn", "MambaInnerFnNoOutProj", "BiMambaInnerFn")
 _INNER = _same(
     *("scan", "mamba_inner_fn", "mamba_inner_fn_no_out_proj", "mamba_inner_ref", "bimamba_inner_fn"),
     "bimamba_inner_ref",
 )
 _CONV = _same("conv", "causal_conv1d_fn", "causal_conv1d_update")
+_BLOCK = _same("block", "Block")
 _LANGUAGE = {"MambaLMHeadModel": "language.MambaLMHeadModel"}
 
 EXTENSIONS: dict[str, dict[str, str]] = {
@@ -71,22 +73,37 @@ EXTENSIONS: dict[str, dict[str, str]] = {
 PACKAGES: dict[str, dict[str, str]] = {
     "mamba_ssm": {
         "__version__": "names.MAMBA_VERSION",
-        **_same("mamba", "Mamba", "Mamba2"),
+        **_same("mamba", "Mamba"),
+        **_same("mamba2", "Mamba2"),
         **_LANGUAGE,
         **_SCANS,
         **_same("scan", "mamba_inner_fn", "bimamba_inner_fn"),
     },
     "mamba_ssm.modules": {},
-    "mamba_ssm.modules.mamba_simple": _same("mamba", "Mamba", "Block"),
-    "mamba_ssm.modules.mamba2": _same("mamba", "Mamba2"),
-    "mamba_ssm.modules.block": _same("mamba", "Block"),
+    "mamba_ssm.modules.mamba_simple": {**_same("mamba", "Mamba"), **_BLOCK},
+    "mamba_ssm.modules.mamba_new": {"Mamba": "video_mamba_suite.HalvedMamba", **_BLOCK},
+    "mamba_ssm.modules.mamba_simple_scan_norm": {"Mamba": "video_mamba_suite.ScanNormMamba", **_BLOCK},
+    "mamba_ssm.modules.mamba2": _same("mamba2", "Mamba2"),
+    "mamba_ssm.modules.mamba2_simple": _same("mamba2", "Mamba2Simple"),
+    "mamba_ssm.modules.block": _BLOCK,
+    "mamba_ssm.modules.mlp": _same("block", "GatedMLP"),
+    "mamba_ssm.modules.mha": _same("language", "MHA"),
     "mamba_ssm.ops": {},
-    "mamba_ssm.ops.selective_scan_interface": {**_SCANS, **_INNER},
+    "mamba_ssm.ops.selective_scan_interface": {**_SCANS, **_INNER, **_FUNCTIONS},
     "mamba_ssm.ops.triton": {},
     "mamba_ssm.models": {},
     "mamba_ssm.models.config_mamba": _same("language", "MambaConfig"),
-    "mamba_ssm.models.mixer_seq_simple": {**_LANGUAGE, **_same("language", "MixerModel")},
+    "mamba_ssm.models.mixer_seq_simple": {
+        **_LANGUAGE,
+        **_same("language", "MixerModel"),
+        **_same("block", "Block", "create_block"),
+        "_init_weights": "block.init_weights",
+        # published models import these from here too
+        **_same("mamba", "Mamba"),
+        **_same("norm", "RMSNorm", "layer_norm_fn", "rms_norm_fn"),
+    },
     "mamba_ssm.utils": {},
+    "mamba_ssm.utils.torch": {"custom_fwd": "shims.custom_fwd", "custom_bwd": "shims.custom_bwd"},
     "mamba_ssm.distributed": {},
     "mamba_ssm.distributed.tensor_parallel": _same("language", "ColumnParallelLinear", "RowParallelLinear"),
     "mamba_ssm.distributed.distributed_utils": _same("language", "all_reduce", "reduce_scatter"),

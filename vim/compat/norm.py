@@ -3,58 +3,114 @@
 They compute in float32, or float64 for float64, and return x's dtype.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layout import state_dtype, without_autocast
 
+# the arguments after the residual; version 1 has a number in the first place, version 2 a tensor or None
+LAYER_NORM_1 = ("eps", "prenorm", "residual_in_fp32", "is_rms_norm")
+RMS_NORM_1 = ("prenorm", "residual_in_fp32", "eps")
+VERSION_2 = ("x1", "weight1", "bias1", "eps", "dropout_p", "rowscale", "prenorm", "residual_in_fp32")
+
+
+def layer_norm_fn(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, *args: Any, **options: Any
+) -> Tensor | tuple[Tensor | None, ...]:
+    """Normalise ``x + residual`` over the last dimension; see :func:`add_norm`.
+
+    The arguments after the residual are in the order of version 1: eps, prenorm, residual_in_fp32, is_rms_norm. Or in
+    that of version 2: x1, weight1, bias1, eps, dropout_p, rowscale, prenorm, residual_in_fp32, is_rms_norm,
+    return_dropout_mask.
+    """
+    version_2 = (*VERSION_2, "is_rms_norm", "return_dropout_mask")
+    return add_norm(x, weight, bias, residual, **_by_name("layer_norm_fn", args, LAYER_NORM_1, version_2), **options)
+
+
+def rms_norm_fn(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, *args: Any, **options: Any
+) -> Tensor | tuple[Tensor | None, ...]:
+    """Run :func:`add_norm` with the root mean square, without subtracting the mean.
+
+    The arguments after the residual are in the order of version 1, prenorm, residual_in_fp32, eps, or of version 2, as
+    of :func:`layer_norm_fn` without `is_rms_norm`.
+    """
+    named = _by_name("rms_norm_fn", args, RMS_NORM_1, (*VERSION_2, "return_dropout_mask"))
+    return add_norm(x, weight, bias, residual, is_rms_norm=True, **named, **options)
+
+
+def _by_name(
+    function: str, args: tuple[object, ...], version_1: tuple[str, ...], version_2: tuple[str, ...]
+) -> dict[str, Any]:
+    names = version_1 if args and isinstance(args[0], int | float) else version_2
+    if len(args) > len(names):
+        raise TypeError(f"{function} takes up to {4 + len(names)} arguments, got {4 + len(args)}")
+    return dict(zip(names, args, strict=False))
+
 
 @without_autocast
-def layer_norm_fn(
+def add_norm(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None = None,
     *,
+    x1: Tensor | None = None,
+    weight1: Tensor | None = None,
+    bias1: Tensor | None = None,
     eps: float = 1e-6,
+    dropout_p: float = 0.0,
+    rowscale: Tensor | None = None,
     prenorm: bool = False,
     residual_in_fp32: bool = False,
     is_rms_norm: bool = False,
-    **others: object,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Normalise ``x + residual`` over the last dimension.
-
-    From the fifth argument on the published versions differ: give them by name. Those of version 2 that are not listed
-    here must be None, 0 or False.
+    return_dropout_mask: bool = False,
+) -> Tensor | tuple[Tensor | None, ...]:
+    """Normalise ``dropout(rowscale * x) + dropout(x1) + residual`` over the last dimension.
 
     Args:
-        x, residual: (..., d).
+        x, x1, residual: (..., d).
         weight, bias: (d,).
+        weight1, bias1: (d,), of a second norm of the same sum.
+        dropout_p: the part of the values that becomes zero, in evaluation too.
+        rowscale: (...), without `x1`.
         prenorm: also return the sum, in the residual's dtype.
-        residual_in_fp32: the sum is float32.
+        residual_in_fp32: where there is no residual, the sum is float32.
+        return_dropout_mask: also return what was kept of x and of x1, or None.
 
-    Raises:
-        NotImplementedError: one of the other arguments is used.
+    Returns:
+        The norm in x's dtype; or, in this order, the norm, the second norm, the sum, and the two masks.
     """
-    used = [name for name, value in others.items() if isinstance(value, Tensor) or value]
-    if used:
-        raise NotImplementedError(f"vim.compat serves layer_norm_fn without {', '.join(used)}")
+    if x1 is not None and rowscale is not None:
+        raise ValueError("rowscale is for one sequence: x1 must be None")
     wide = state_dtype(x.dtype)
+    total = x.to(wide) if rowscale is None else x.to(wide) * rowscale.to(wide).unsqueeze(-1)
+    total, mask = _dropout(total, dropout_p)
+    mask1 = None
+    if x1 is not None:
+        kept1, mask1 = _dropout(x1.to(wide), dropout_p)
+        total = total + kept1
     if residual is not None:
-        total = x.to(wide) + residual.to(wide)
-        kept = wide if residual_in_fp32 else residual.dtype
-    else:
-        total, kept = x.to(wide), wide if residual_in_fp32 else x.dtype
-    y = _normalise(total.to(kept).to(wide), weight, bias, eps, is_rms_norm).to(x.dtype)
-    return (y, total.to(kept)) if prenorm else y
+        total = total + residual.to(wide)
+    y = _normalise(total, weight, bias, eps, is_rms_norm).to(x.dtype)
+    returned: list[Tensor | None] = [y]
+    if weight1 is not None:
+        returned.append(_normalise(total, weight1, bias1, eps, is_rms_norm).to(x.dtype))
+    if prenorm:
+        returned.append(total.to(residual.dtype if residual is not None else wide if residual_in_fp32 else x.dtype))
+    returned += [mask, mask1] if return_dropout_mask else []
+    return y if len(returned) == 1 else tuple(returned)
 
 
-def rms_norm_fn(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, **options: object
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Run :func:`layer_norm_fn` with the root mean square, without subtracting the mean."""
-    return layer_norm_fn(x, weight, bias, residual, is_rms_norm=True, **options)  # type: ignore[arg-type]
+def _dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor | None]:
+    """Return x with zeros, and where it was kept."""
+    if p == 0:
+        return x, None
+    mask = torch.rand_like(x) >= p
+    return x * mask / (1 - p), mask
 
 
 def _normalise(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, is_rms_norm: bool) -> Tensor:
@@ -77,9 +133,8 @@ class RMSNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dropout_p:
-            raise NotImplementedError("vim.compat serves RMSNorm without dropout")
         self.eps = eps
+        self.drop = nn.Dropout(dropout_p) if dropout_p else None
         self.weight = nn.Parameter(torch.ones(hidden_size, device=device, dtype=dtype))
         self.bias: nn.Parameter | None
         self.register_parameter("bias", None)
@@ -90,15 +145,13 @@ class RMSNorm(nn.Module):
 
     def forward(
         self, x: Tensor, residual: Tensor | None = None, prenorm: bool = False, residual_in_fp32: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Run :func:`rms_norm_fn`."""
+    ) -> Tensor | tuple[Tensor | None, ...]:
+        """Run :func:`rms_norm_fn`, in training with dropout."""
         return rms_norm_fn(
-            x,
-            self.weight,
-            self.bias,
-            residual,
-            prenorm=prenorm,
+            *(x, self.weight, self.bias, residual),
             eps=self.eps,
+            dropout_p=self.drop.p if self.drop is not None and self.training else 0.0,
+            prenorm=prenorm,
             residual_in_fp32=residual_in_fp32,
         )
 

@@ -11,6 +11,10 @@ from .conv import convolve
 from .layout import by_channel, op_inputs, without_autocast
 
 __all__ = [
+    "BiMambaInnerFn",
+    "MambaInnerFn",
+    "MambaInnerFnNoOutProj",
+    "SelectiveScanFn",
     "bimamba_inner_fn",
     "bimamba_inner_ref",
     "mamba_inner_fn",
@@ -203,3 +207,27 @@ def _project(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 selective_scan_ref, mamba_inner_ref, bimamba_inner_ref = selective_scan_fn, mamba_inner_fn, bimamba_inner_fn
+
+
+class SelectiveScanFn(torch.autograd.Function):
+    """The published autograd function: `SelectiveScanFn.apply` is :func:`selective_scan_fn`."""
+
+    apply = staticmethod(selective_scan_fn)
+
+
+class MambaInnerFn(torch.autograd.Function):
+    """`MambaInnerFn.apply` is :func:`mamba_inner_fn`."""
+
+    apply = staticmethod(mamba_inner_fn)
+
+
+class MambaInnerFnNoOutProj(torch.autograd.Function):
+    """`MambaInnerFnNoOutProj.apply` is :func:`mamba_inner_fn_no_out_proj`."""
+
+    apply = staticmethod(mamba_inner_fn_no_out_proj)
+
+
+class BiMambaInnerFn(torch.autograd.Function):
+    """`BiMambaInnerFn.apply` is :func:`bimamba_inner_fn`."""
+
+    apply = staticmethod(bimamba_inner_fn)
