@@ -1,7 +1,8 @@
 """The ops as graphs of PyTorch's own operators, for formats without `vim::` ops, such as ONNX.
 
-The scan is one loop that takes a token of every direction in each step, PyTorch's and ONNX's `scan`, so that the graph
-does not grow with the number of tokens.
+The selective scan is one loop that takes a token of every direction in each step, PyTorch's and ONNX's `scan`, so that
+the graph does not grow with the number of tokens. State space duality is its products of matrices, a few for all chunks
+and two small steps for each.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from .directions import add_up, turn
 from .norm import reference as norm
 from .scan.chunked import prepare
 from .scan.reference import Inputs, Options
+from .ssd import chunked as duality
+from .ssd import reference as ssd
 
 
 def selective_scan(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
@@ -55,6 +58,14 @@ def _selective_scan_forward(
     return y, state if options.return_last_state else state.new_empty(0), y.new_empty(0), y.new_empty(0)
 
 
+def _ssd_forward(
+    *tensors: Tensor | None, save: bool = False, **keywords: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = ssd.Options(**keywords)  # type: ignore[arg-type]
+    y, state = duality.ssd(ssd.Inputs(*tensors), options)  # type: ignore[arg-type]
+    return y, state if options.return_last_state else state.new_empty(0), y.new_empty(0), y.new_empty(0)
+
+
 def _causal_conv1d(
     x: Tensor,
     weight: Tensor,
@@ -71,9 +82,10 @@ def _rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-5, backend: str = "a
     return norm.rms_norm(x, weight, eps)
 
 
-# For torch.export.ExportedProgram.run_decompositions, where selective_scan has already called selective_scan_forward.
+# For torch.export.ExportedProgram.run_decompositions, where a scan has already called its NAME_forward.
 DECOMPOSITIONS: dict[torch._ops.OpOverload, Callable[..., object]] = {
     torch.ops.vim.selective_scan_forward.default: _selective_scan_forward,
+    torch.ops.vim.ssd_forward.default: _ssd_forward,
     torch.ops.vim.causal_conv1d.default: _causal_conv1d,
     torch.ops.vim.rms_norm.default: _rms_norm,
 }

@@ -45,9 +45,9 @@ def make_inputs(b, k, l, d, g, n, combine="none", dtype=torch.float64, options=O
     return {name: value for name, value in inputs.items() if name not in OPTIONAL or name in options}
 
 
-def run_with_gradients(inputs, seed=1, **options):
+def run_with_gradients(inputs, seed=1, scan=selective_scan, **options):
     leaves = {name: value.clone().requires_grad_() for name, value in inputs.items()}
-    y, state = selective_scan(**leaves, **options, return_last_state=True)
+    y, state = scan(**leaves, **options, return_last_state=True)
     draw = torch.Generator().manual_seed(seed)
     pull = [torch.randn(t.shape, generator=draw, dtype=torch.float64).to(t.dtype) for t in (y, state)]
     grads = torch.autograd.grad([y, state], list(leaves.values()), pull)
