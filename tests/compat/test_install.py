@@ -2,8 +2,6 @@
 
 import importlib
 import importlib.util
-import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -12,11 +10,9 @@ import pytest
 import torch
 
 import vim.compat
-from vim.compat import names, runner
+from vim.compat import names
 from vim.errors import UserError
 from vim.kernels import available_backends
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -204,51 +200,3 @@ def test_one_line_of_log(caplog):
         "vim.compat serves mamba_ssm, causal_conv1d, selective_scan, selective_scan_vmamba, "
         f"selective_scan_vmamba_pt202 and their extensions from vim.kernels, backend {available_backends()[-1]}"
     ]
-
-
-PROGRAM = """
-import sys
-from helper import name
-from mamba_ssm import Mamba
-import torch
-print(name, sys.argv[1:], tuple(Mamba(8)(torch.zeros(1, 3, 8)).shape), __name__)
-"""
-
-
-@pytest.mark.parametrize("module", [False, True])
-def test_the_command_in_this_process(module, tmp_path, monkeypatch, capsys):
-    write(tmp_path, program=PROGRAM, helper="name = 'helper'")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["vim-compat", *(["-m", "program"] if module else ["program.py"]), "-q", "--x"])
-    runner.main()
-    assert capsys.readouterr().out == "helper ['-q', '--x'] (1, 3, 8) __main__\n"
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ([], "no program"),
-        (["-m"], "no program"),
-        (["nothing.py"], "no such script: nothing.py"),
-        (["--alias", "x", "a.py"], "expected FORK=NAME, got 'x'"),
-        (["--what", "a.py"], "--what"),
-    ],
-)
-def test_mistakes_on_the_command_line(argv, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["vim-compat", *argv])
-    with pytest.raises(SystemExit) as end:
-        runner.main()
-    assert end.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_program_with_a_folder_of_our_name(tmp_path):
-    write(tmp_path, vim__main=PROGRAM, vim__helper="name = 'theirs'")
-    code = "from vim.compat.runner import main; main()"  # as a console script: without the current folder on the path
-    command = [sys.executable, "-P", "-c", code, "vim/main.py"]
-    result = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert result.stdout == "theirs [] (1, 3, 8) __main__\n", result.stderr
-    assert result.stderr.count("\n") == 1 and "vim.compat serves" in result.stderr

@@ -3,7 +3,7 @@
 import logging
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -13,10 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from torch.utils._triton import has_triton_package
+
 from vim.errors import UserError
 from vim.kernels import available_backends
+from vim.kernels.backends import has_triton
 
-from . import names, shims
+from . import names, shims, spawn, triton_stub
 from .names import EXTENSIONS, PACKAGES, TOP
 
 _logger = logging.getLogger(__name__)
@@ -48,23 +51,31 @@ def install(
     for name, target in alias.items():
         if target not in EXTENSIONS | PACKAGES:
             raise UserError(f"alias {name!r} stands for {target!r}, which is not served: expected one of {TOP}")
-    finder = _installed_finder()
-    if finder is None:
+    if _installed_finder() is None:
         _refuse_real((*TOP, *alias), prefer)
-        finder = Finder()
-        sys.meta_path.insert(0, finder)
         _logger.warning(
             "vim.compat serves %s and their extensions from vim.kernels, backend %s",
             *(", ".join(name for name in PACKAGES if "." not in name), available_backends()[-1]),
         )
+    _serve(alias, cpu_shims)
+
+
+def _serve(alias: dict[str, str], cpu_shims: bool) -> None:
+    """Serve the names, and in the processes that this one starts."""
+    finder = _installed_finder()
+    if finder is None:
+        finder = Finder()
+        sys.meta_path.insert(0, finder)
     finder.alias = alias
     if cpu_shims:
         shims.install()
+    spawn.inherit(_serve, alias, cpu_shims)
 
 
 def uninstall() -> None:
     """Serve nothing any more, and forget the modules that were served; those that the program imported itself stay."""
     shims.uninstall()
+    spawn.disinherit()
     finder = _installed_finder()
     if finder is None:
         return
@@ -84,10 +95,10 @@ def served() -> list[str]:
 
 
 class ServedLoader(Loader):
-    """Fills a module with the objects of its name."""
+    """Fills a module with the objects of its name; `missing` makes those that are not in the table."""
 
-    def __init__(self, contents: Mapping[str, str]) -> None:
-        self.contents = contents
+    def __init__(self, contents: Mapping[str, str], missing: Callable[[str], object] | None = None) -> None:
+        self.contents, self.missing = contents, missing
 
     def exec_module(self, module: ModuleType) -> None:
         """Set the module's attributes."""
@@ -95,7 +106,7 @@ class ServedLoader(Loader):
         for name, source in self.contents.items():
             file, _, attribute = source.partition(".")
             setattr(module, name, attrgetter(attribute)(import_module(f"vim.compat.{file}")))
-        module.__getattr__ = partial(_from_einops, module.__name__)  # type: ignore[method-assign]
+        module.__getattr__ = self.missing or partial(_from_einops, module.__name__)  # type: ignore[method-assign]
 
 
 def _from_einops(module: str, name: str) -> object:
@@ -109,6 +120,8 @@ class Finder(MetaPathFinder):
     """Finds the names that are served."""
 
     def __init__(self) -> None:
+        # PyTorch and our kernels keep the answer: they do not see the stub
+        self.has_triton = has_triton() or has_triton_package()
         self.alias: dict[str, str] = {}
         self.served: dict[str, None] = {}  # a set in the order of first use
 
@@ -117,6 +130,9 @@ class Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         """Return the spec of a name that is served, otherwise None."""
         name = self._resolve(fullname)
+        if name.partition(".")[0] == "triton" and not self.has_triton:
+            loader = ServedLoader(triton_stub.CONTENTS if name == "triton" else {}, triton_stub.stub)
+            return ModuleSpec(fullname, loader, origin="vim.compat", is_package=True)
         contents = EXTENSIONS.get(name)
         if contents is None:
             contents = PACKAGES.get(name)

@@ -91,6 +91,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     "mamba_ssm.ops": {},
     "mamba_ssm.ops.selective_scan_interface": {**_SCANS, **_INNER, **_FUNCTIONS},
     "mamba_ssm.ops.triton": {},
+    "mamba_ssm.ops.triton.softplus": _same("softplus", "softplus"),
     "mamba_ssm.models": {},
     "mamba_ssm.models.config_mamba": _same("language", "MambaConfig"),
     "mamba_ssm.models.mixer_seq_simple": {

@@ -7,9 +7,10 @@ another `vim`, comes onto the path.
 import argparse
 import runpy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-from vim.errors import Parser, UserError
+from vim.errors import Parser, UserError, no_such
 
 from .finder import install
 
@@ -18,15 +19,18 @@ def main() -> None:
     """Serve the names and run the program, with its own errors and exit status."""
     try:
         program, args, is_module = _prepare(sys.argv[1:])
+        sys.argv = [program, *args]
+        if is_module:
+            sys.path.insert(0, str(Path.cwd()))
+            _check_module(program)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
-    sys.argv = [program, *args]
     if is_module:
-        sys.path.insert(0, str(Path.cwd()))
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     else:
-        sys.path.insert(0, str(Path(program).resolve().parent))
+        if not Path(program).is_dir():  # a folder comes onto the path itself
+            sys.path.insert(0, str(Path(program).resolve().parent))
         runpy.run_path(program, run_name="__main__")
 
 
@@ -41,10 +45,32 @@ def _prepare(argv: list[str]) -> tuple[str, list[str], bool]:
     program = program[1:] if is_module else program
     if not program:
         raise UserError("no program: expected vim-compat SCRIPT ARGS, or vim-compat -m MODULE ARGS")
-    if not is_module and not Path(program[0]).exists():
-        raise UserError(f"no such script: {program[0]}")
+    if not is_module:
+        _check_script(Path(program[0]))
     install(prefer="ours" if options.prefer_ours else None, alias=dict(options.alias), cpu_shims=options.cpu_shims)
     return program[0], program[1:], is_module
+
+
+def _check_script(path: Path) -> None:
+    if not path.exists():
+        raise no_such("script", path)
+    if path.is_dir() and not (path / "__main__.py").exists():
+        raise UserError(f"{path} is a folder without a __main__.py: expected a script, or -m and the name of a module")
+
+
+def _check_module(name: str) -> None:
+    """Raise UserError where Python has no such module to run; packages around it are imported."""
+    try:
+        spec = find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            name = f"{name}.__main__"
+            spec = find_spec(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):  # another one, which a package around it imports
+            raise
+        spec = None
+    if spec is None:
+        raise UserError(f"no such module: {name}; expected the name of a module that Python finds from {Path.cwd()}")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
