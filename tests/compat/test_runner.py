@@ -145,7 +145,7 @@ if __name__ == "__main__":
 def test_workers_serve_the_names(run, tmp_path, capfd, monkeypatch):
     write(tmp_path, program=SPAWN)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    run("--cpu-shims", "--alias", "renamed=mamba_ssm", "program.py")
+    run("--cpu-shims", "--alias", "renamed=mamba_ssm", str(tmp_path / "program.py"))
     rows = [(0.0, "vim.compat.mamba")]
     out, err = capfd.readouterr()
     assert out == f"fork {rows}\nspawn {rows}\n", err
