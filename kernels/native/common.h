@@ -39,12 +39,13 @@ struct Scan {
   int64_t reverse;   // bit k set: direction k runs from the last token to the first
   int64_t softplus;  // delta goes through softplus
   int64_t combined;  // the directions are added up into one y
+  int64_t every;     // steps between two of `kept`: a multiple of kRun, or all
   float scale;       // factor of the combined y
   Rows u, delta, B, C, z, y, ungated;
   const float *A, *D, *delta_bias, *initial_state;  // (k, d, n), (k, d), (k, d), (b, k, d, n); all but A may be null
-  // (b, k, d, n), and (b, k, chunks + 1, blocks, n, lanes), whose last chunk starts with the sums of the step sizes, (d);
-  // may be null
-  float *last_state, *saved;
+  // After each `every` steps, the last of them fewer: the state, (b, k, l / every, d, n), and the sum of the step sizes
+  // so far, (b, k, l / every, d). Before each kSaved steps: the state, (b, k, chunks, blocks, n, lanes). May be null.
+  float *kept, *elapsed, *saved;
 };
 
 struct ScanGrads {
@@ -81,6 +82,8 @@ struct NormGrads {
 constexpr int64_t kNormRows = 32;    // rows of a task
 constexpr int64_t kConvTokens = 32;  // tokens of a task
 constexpr int64_t kSaved = 16;       // steps between two states kept for the backward pass
+constexpr int64_t kRun = 64;         // steps of a block between two transpositions of its tokens
+constexpr int64_t kLine = 64;        // bytes of the caches' lines
 
 // A run of channels of one group. Each group is cut into pieces of the same width, fewer channels in the last.
 struct Piece {

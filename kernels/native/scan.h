@@ -22,28 +22,32 @@ static void copy_rows(float* to, const Rows& rows, const Place& p, int64_t t0, i
   }
 }
 
-// A few tokens of one piece of a tensor. If its channels are not contiguous, they are transposed to and from a buffer.
+static bool is_transposed(const Rows& rows) { return rows.data != nullptr && rows.channel != 1; }
+
+// Up to kRun steps of one block of a tensor. If its channels are not contiguous, they are transposed to and from a
+// buffer.
 class Tile {
  public:
   // The next run of steps is `ahead` steps after the last.
   Tile(const Rows& rows, const Place& p, int64_t ahead)
       : rows_(rows),
         p_(p),
-        ahead_(p.ahead(rows, ahead)),
-        transposed_(rows.data != nullptr && rows.channel != 1),
-        width_(p.blocks() * kLanes),
-        buffer_(transposed_ ? kSaved * width_ : 0) {}
+        next_run_(p.ahead(rows, ahead) - (p.blocks() - 1) * kLanes * rows.channel),
+        transposed_(is_transposed(rows)) {}
 
-  // Returns the tensor, for at most kSaved steps from t0 on.
-  Rows at(int64_t t0, int64_t steps) {
+  // Returns the tensor, for a block's steps from t0 on.
+  Rows at(int64_t block, int64_t t0, int64_t steps) {
     if (!transposed_) return rows_;
     first_ = p_.reverse ? p_.token(t0 + steps - 1) : t0;
     steps_ = steps;
-    return {buffer_.data() - first_ * width_ - p_.piece.first, 0, 0, width_, 0, 1};
+    channel_ = p_.channel(block);
+    lanes_ = p_.lanes(block);
+    next_ = block + 1 < p_.blocks() ? kLanes * rows_.channel : next_run_;
+    return {reinterpret_cast<float*>(buffer_) - first_ * kLanes - channel_, 0, 0, kLanes, 0, 1};
   }
 
-  Rows read(int64_t t0, int64_t steps) {
-    const Rows tile = at(t0, steps);
+  Rows read(int64_t block, int64_t t0, int64_t steps) {
+    const Rows tile = at(block, t0, steps);
     if (transposed_) each<true>();
     return tile;
   }
@@ -55,42 +59,39 @@ class Tile {
  private:
   template <bool kRead>
   void each() {
-    int64_t c = p_.piece.first;
-    if (steps_ == kSaved && rows_.token == 1)
-      for (; c + kLanes <= p_.piece.end; c += kLanes)
-        for (int64_t t = 0; t < kSaved; t += kLanes) square<kRead>(c, t);
-    for (; c < p_.piece.end; ++c)
-      for (int64_t t = 0; t < steps_; ++t)
-        (kRead ? *in_tile(c, t) : *in_memory(c, t)) = kRead ? *in_memory(c, t) : *in_tile(c, t);
+    float *memory = rows_.at(p_.b, p_.k, first_) + channel_ * rows_.channel, *tile = reinterpret_cast<float*>(buffer_);
+    const int64_t steps = steps_, lanes = lanes_, channel = rows_.channel, token = rows_.token, next = next_;
+    int64_t t = 0;
+    if (lanes == kLanes && token == 1)
+      for (; t + kLanes <= steps; t += kLanes) square<kRead>(memory + t, tile + t * kLanes, channel, next, t);
+    for (; t < steps; ++t)
+      for (int64_t c = 0; c < lanes; ++c) {
+        float *here = memory + t * token + c * channel, *lane = tile + t * kLanes + c;
+        (kRead ? *lane : *here) = kRead ? *here : *lane;
+      }
   }
 
-  // Copies kLanes tokens of kLanes channels.
+  // Copies kLanes tokens of kLanes channels, and prefetches those of the next block.
   template <bool kRead>
-  void square(int64_t c, int64_t t) {
+  static void square(float* memory, float* tile, int64_t channel, int64_t next, int64_t t) {
     Vec rows[kLanes];
+    const int64_t from = kRead ? channel : kLanes, to = kRead ? kLanes : channel;
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < kLanes; ++i) {
-      __builtin_prefetch(in_memory(c + i, t) + ahead_, kRead ? 0 : 1);
-      std::memcpy(&rows[i], kRead ? in_memory(c + i, t) : in_tile(c, t + i), sizeof(Vec));
-    }
+    for (int64_t i = 0; i < kLanes; ++i) std::memcpy(&rows[i], (kRead ? memory : tile) + i * from, sizeof(Vec));
     transpose(rows);
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < kLanes; ++i)
-      std::memcpy(kRead ? in_tile(c, t + i) : in_memory(c + i, t), &rows[i], sizeof(Vec));
+    for (int64_t i = 0; i < kLanes; ++i) std::memcpy((kRead ? tile : memory) + i * to, &rows[i], sizeof(Vec));
+    if ((t + kLanes) * sizeof(float) % kLine != 0) return;
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i) __builtin_prefetch(memory + i * channel + next, kRead ? 0 : 1);
   }
-
-  float* in_memory(int64_t c, int64_t t) const {
-    return rows_.at(p_.b, p_.k, first_ + t) + c * rows_.channel;
-  }
-  float* in_tile(int64_t c, int64_t t) { return buffer_.data() + t * width_ + c - p_.piece.first; }
 
   const Rows rows_;
   const Place& p_;
-  const int64_t ahead_;
+  const int64_t next_run_;
   const bool transposed_;
-  const int64_t width_;
-  Buffer<float> buffer_;
-  int64_t first_ = 0, steps_ = 0;
+  Vec buffer_[kRun];
+  int64_t first_ = 0, steps_ = 0, channel_ = 0, lanes_ = 0, next_ = 0;
 };
 
 // Scales and gates the sum of the directions at T steps of one block of channels.
@@ -156,54 +157,65 @@ static inline void scan_steps(const Scan& s, const Place& p, int64_t block, int6
   for (int t = 0; t < T; ++t) store(out + p.ahead(s.y, t), y[t], mask);
 }
 
+// Writes the state and the sums of the step sizes, the `part`-th of those that are returned.
+static void keep_states(const Scan& s, const Place& p, const Vec* h, const Vec* elapsed, int64_t part) {
+  const int64_t parts = std::max<int64_t>((s.tokens + s.every - 1) / s.every, 1);
+  const int64_t channels = ((p.b * s.directions + p.k) * parts + part) * s.channels;
+  if (s.kept != nullptr) store_states(s.kept + channels * s.states, h, p, s.states);
+  if (s.elapsed == nullptr) return;
+  for (int64_t block = 0; block < p.blocks(); ++block)
+    store(s.elapsed + channels + p.channel(block), elapsed[block], p.mask(block));
+}
+
 template <int N>
 static void scan_piece(const Scan& scan, const Place& p, bool first, bool last) {
   Scan s = scan;  // its large tensors are tiles
   constexpr int kSteps = 8;
-  static_assert(kSaved % kSteps == 0, "states are saved between two runs of kSteps");
+  static_assert(kSaved % kSteps == 0 && kRun % kSaved == 0, "states are saved between two runs of kSteps");
   const int64_t n = N ? N : s.states, blocks = p.blocks();
   const int64_t states = (p.b * s.directions + p.k) * s.channels * n, chunks = (s.tokens + kSaved - 1) / kSaved;
+  const bool transposed = is_transposed(s.u) || is_transposed(s.delta) || is_transposed(s.z) || is_transposed(s.y);
+  const int64_t run = transposed ? kRun : kSteps;  // steps of a block before the next one's
+  Tile u(s.u, p, run), delta(s.delta, p, run), z(s.z, p, run), y(s.y, p, run), ungated(s.ungated, p, run);
   Buffer<Vec> A2(blocks * n), h(blocks * n), elapsed(blocks);
-  Buffer<float> B(kSteps * n), C(kSteps * n);
+  Buffer<float> B(run * n), C(run * n);
   load_states(A2.data(), s.A + p.k * s.channels * n, p, n, kLog2E);
   if (s.initial_state != nullptr) load_states(h.data(), s.initial_state + states, p, n, 1.0f);
-  Tile u(s.u, p, kSaved), delta(s.delta, p, kSaved), z(s.z, p, kSaved), y(s.y, p, kSaved), ungated(s.ungated, p, kSaved);
-  for (int64_t t0 = 0; t0 < s.tokens; t0 += kSteps) {
-    const int64_t steps = std::min<int64_t>(kSteps, s.tokens - t0);
-    if (t0 % kSaved == 0) {
-      const int64_t in_tile = std::min<int64_t>(kSaved, s.tokens - t0);
-      s.u = u.read(t0, in_tile);
-      s.delta = delta.read(t0, in_tile);
-      s.z = z.read(t0, in_tile);
-      s.y = first ? y.at(t0, in_tile) : y.read(t0, in_tile);
-      s.ungated = ungated.at(t0, in_tile);
-    }
+  for (int64_t t0 = 0; t0 < s.tokens; t0 += run) {
+    const int64_t steps = std::min(run, s.tokens - t0);
     copy_rows(B.data(), s.B, p, t0, steps, n);
     copy_rows(C.data(), s.C, p, t0, steps, n);
     for (int64_t block = 0; block < blocks; ++block) {
       const Vec* a = &A2[block * n];
       Vec* state = &h[block * n];
-      if (s.saved != nullptr && t0 % kSaved == 0) {
-        float* saved = s.saved + states * (chunks + 1) + (t0 / kSaved * s.channels + p.channel(block)) * n;
-        for (int64_t i = 0; i < n; ++i) store(saved + i * p.lanes(block), state[i], p.mask(block));
+      if (transposed) {
+        s.u = u.read(block, t0, steps);
+        s.delta = delta.read(block, t0, steps);
+        s.z = z.read(block, t0, steps);
+        s.y = first ? y.at(block, t0, steps) : y.read(block, t0, steps);
+        s.ungated = ungated.at(block, t0, steps);
       }
-      if (steps == kSteps) {
-        scan_steps<kSteps, N>(s, p, block, t0, a, state, B.data(), C.data(), first, last, &elapsed[block]);
-      } else {
-        for (int64_t t = 0; t < steps; ++t)
-          scan_steps<1, N>(s, p, block, t0 + t, a, state, B.data() + t * n, C.data() + t * n, first, last,
-                           &elapsed[block]);
+      for (int64_t t = 0; t < steps;) {
+        if (s.saved != nullptr && (t0 + t) % kSaved == 0) {
+          float* saved = s.saved + states * chunks + ((t0 + t) / kSaved * s.channels + p.channel(block)) * n;
+          for (int64_t i = 0; i < n; ++i) store(saved + i * p.lanes(block), state[i], p.mask(block));
+        }
+        const float *b = B.data() + t * n, *c = C.data() + t * n;
+        if (t + kSteps <= steps) {
+          scan_steps<kSteps, N>(s, p, block, t0 + t, a, state, b, c, first, last, &elapsed[block]);
+          t += kSteps;
+        } else {
+          scan_steps<1, N>(s, p, block, t0 + t, a, state, b, c, first, last, &elapsed[block]);
+          t += 1;
+        }
       }
-    }
-    if (t0 + steps == s.tokens || (t0 + steps) % kSaved == 0) {
       y.write();
       if (last) ungated.write();
     }
+    if (t0 + steps == s.tokens || (t0 + steps) % s.every == 0)
+      keep_states(s, p, h.data(), elapsed.data(), (t0 + steps - 1) / s.every);
   }
-  if (s.last_state != nullptr) store_states(s.last_state + states, h.data(), p, n);
-  if (s.saved != nullptr)
-    for (int64_t block = 0; block < blocks; ++block)
-      store(s.saved + states * (chunks + 1) + chunks * s.channels * n + p.channel(block), elapsed[block], p.mask(block));
+  if (s.tokens == 0) keep_states(s, p, h.data(), elapsed.data(), 0);
 }
 
 static Place place_of(const Scan& s, int64_t b, int64_t k, int64_t piece) {
@@ -290,40 +302,49 @@ static void scan_piece_backward(const Scan& scan, const ScanGrads& all_grads, co
   ScanGrads grads = all_grads;
   const int64_t n = N ? N : s.states, blocks = p.blocks();
   const int64_t states = (p.b * s.directions + p.k) * s.channels * n, chunks = (s.tokens + kSaved - 1) / kSaved;
-  Buffer<Vec> A2(blocks * n), g(blocks * n), dA(blocks * n), dD(blocks), dbias(blocks), dB(kSaved * n), dC(kSaved * n);
-  Buffer<float> B(kSaved * n), C(kSaved * n);
+  // Steps of a block before the next one's: more if they are transposed, and their dB and dC stay in the cache.
+  const bool transposed = is_transposed(s.u) || is_transposed(s.delta) || is_transposed(s.z) || is_transposed(grads.y);
+  const int64_t run = transposed ? std::max(kSaved, std::min(kRun, 256 / n / kSaved * kSaved)) : kSaved;
+  Buffer<Vec> A2(blocks * n), g(blocks * n), dA(blocks * n), dD(blocks), dbias(blocks), dB(run * n), dC(run * n);
+  Buffer<float> B(run * n), C(run * n);
   load_states(A2.data(), s.A + p.k * s.channels * n, p, n, kLog2E);
   if (grads.last_state != nullptr) load_states(g.data(), grads.last_state + states, p, n, 1.0f);
-  Tile u(s.u, p, -kSaved), delta(s.delta, p, -kSaved), z(s.z, p, -kSaved), ungated(s.ungated, p, -kSaved);
-  Tile dy(grads.y, p, -kSaved), du(grads.u, p, -kSaved), ddelta(grads.delta, p, -kSaved), dz(grads.z, p, -kSaved);
-  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-    const int64_t t0 = chunk * kSaved, steps = std::min(kSaved, s.tokens - t0);
+  Tile u(s.u, p, -run), delta(s.delta, p, -run), z(s.z, p, -run), ungated(s.ungated, p, -run);
+  Tile dy(grads.y, p, -run), du(grads.u, p, -run), ddelta(grads.delta, p, -run), dz(grads.z, p, -run);
+  for (int64_t t0 = (s.tokens - 1) / run * run; t0 >= 0; t0 -= run) {
+    const int64_t steps = std::min(run, s.tokens - t0);
     copy_rows(B.data(), s.B, p, t0, steps, n);
     copy_rows(C.data(), s.C, p, t0, steps, n);
-    s.u = u.read(t0, steps);
-    s.delta = delta.read(t0, steps);
-    s.z = z.read(t0, steps);
-    s.ungated = ungated.read(t0, steps);
-    grads.y = dy.read(t0, steps);
-    grads.u = du.at(t0, steps);
-    grads.delta = ddelta.at(t0, steps);
-    grads.z = dz.at(t0, steps);
-    std::fill(dB.data(), dB.data() + kSaved * n, Vec{});
-    std::fill(dC.data(), dC.data() + kSaved * n, Vec{});
+    std::fill(dB.data(), dB.data() + run * n, Vec{});
+    std::fill(dC.data(), dC.data() + run * n, Vec{});
     for (int64_t block = 0; block < blocks; ++block) {
-      const float* saved = s.saved + states * (chunks + 1) + (chunk * s.channels + p.channel(block)) * n;
-      scan_steps_backward<N>(s, grads, p, block, t0, steps, &A2[block * n], &g[block * n], B.data(), C.data(), saved,
-                             &dA[block * n], &dD[block], &dbias[block], dB.data(), dC.data());
+      if (transposed) {
+        s.u = u.read(block, t0, steps);
+        s.delta = delta.read(block, t0, steps);
+        s.z = z.read(block, t0, steps);
+        s.ungated = ungated.read(block, t0, steps);
+        grads.y = dy.read(block, t0, steps);
+        grads.u = du.at(block, t0, steps);
+        grads.delta = ddelta.at(block, t0, steps);
+        grads.z = dz.at(block, t0, steps);
+      }
+      for (int64_t t = (steps - 1) / kSaved * kSaved; t >= 0; t -= kSaved) {
+        const float* saved = s.saved + states * chunks + ((t0 + t) / kSaved * s.channels + p.channel(block)) * n;
+        scan_steps_backward<N>(s, grads, p, block, t0 + t, std::min(kSaved, steps - t), &A2[block * n], &g[block * n],
+                               B.data() + t * n, C.data() + t * n, saved, &dA[block * n], &dD[block], &dbias[block],
+                               dB.data() + t * n, dC.data() + t * n);
+      }
+      du.write();
+      ddelta.write();
+      if (!s.combined || p.k == 0) dz.write();
     }
-    du.write();
-    ddelta.write();
-    if (!s.combined || p.k == 0) dz.write();
     for (int64_t t = 0; t < steps; ++t) {
       float* to_B = grads.B.at(p.b, p.k, p.token(t0 + t), p.piece.index);
       float* to_C = grads.C.at(p.b, p.k, p.token(t0 + t), p.piece.index);
+      const int64_t chunk = t / kSaved * kSaved;
       for (int64_t i = 0; i < n; ++i) {
-        to_B[i] = sum_lanes(dB[i * kSaved + t]);
-        to_C[i] = sum_lanes(dC[i * kSaved + t]);
+        to_B[i] = sum_lanes(dB[chunk * n + i * kSaved + t - chunk]);
+        to_C[i] = sum_lanes(dC[chunk * n + i * kSaved + t - chunk]);
       }
     }
   }

@@ -70,6 +70,30 @@ static inline Vec load_ahead(const float* from, int64_t next, Mask mask) {
   return load(from, mask);
 }
 
+#if VIM_LANES == 8
+// Transposes a square of kLanes vectors: fours of each half, then the halves change places.
+static inline void transpose(Vec* square) {
+  __m256 x[8], pairs[8], fours[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) x[i] = reinterpret_cast<__m256>(square[i]);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const int at = i / 2 * 4 + i % 2;
+    fours[2 * i] = _mm256_shuffle_ps(pairs[at], pairs[at + 2], 0x44);
+    fours[2 * i + 1] = _mm256_shuffle_ps(pairs[at], pairs[at + 2], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    square[i] = reinterpret_cast<Vec>(_mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20));
+    square[i + 4] = reinterpret_cast<Vec>(_mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31));
+  }
+}
+#else
 // Interleaves the lower halves of two vectors, or the upper ones: a0 b0 a1 b1 ...
 template <bool kUpper>
 static inline Vec interleave(Vec a, Vec b) {
@@ -106,6 +130,7 @@ static inline void transpose(Vec* square) {
     for (int i = 0; i < kLanes; ++i) square[i] = next[i];
   }
 }
+#endif
 
 static inline float sum_lanes(Vec x) {
 #if VIM_LANES == 16

@@ -12,35 +12,57 @@ from .reference import Inputs, Options, shape_of_y
 TASKS = 16  # the least number of tasks of a call, if it has the channels
 WIDEST_PIECE = 384  # channels of a task: their state stays in the first-level cache
 # Scan and ScanGrads of common.h, field by field. The struct module packs them in a third of ctypes' time.
-_SCAN = struct.Struct(f"10q f {ROWS * 7} 6q")
+_SCAN = struct.Struct(f"11q f {ROWS * 7} 7q")
 _SCAN_GRADS = struct.Struct(f"{ROWS * 6} 5q")
 
 
 def selective_scan(inputs: Inputs, options: Options, *, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return y, the last state, and what the backward pass needs: y before the gate, and the state every few steps."""
-    floats = _in_float32(inputs)  # alive until after the call: the library has their addresses
-    u, A = inputs.u, inputs.A
-    b, k, _, d = u.shape
-    y = empty_like_tokens(u, shape_of_y(inputs, options), torch.float32)
+    (b, k, l, d), A = inputs.u.shape, inputs.A
     last_state = A.new_empty((b, k, d, A.shape[2]) if options.return_last_state else 0)
     ungated, saved = kept_for_backward(inputs, options, save)
-    if save:
-        saved[:, :, -1].zero_()  # which has more numbers than sums of step sizes
-    call("vim_scan", _pack_scan(floats, options, y, last_state, ungated, saved))
-    return y.to(u.dtype), last_state, ungated, saved
+    return _scan(inputs, options, l, last_state, None, ungated, saved), last_state, ungated, saved
+
+
+def selective_scan_with_states(
+    inputs: Inputs, options: Options, *, every: int, save: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return y, the state and the sum of the step sizes after each `every` tokens, y before the gate, and the states.
+
+    The latter are for the backward pass. `every` is a multiple of 64.
+    """
+    (b, k, l, d), A = inputs.u.shape, inputs.A
+    states = A.new_empty(b, k, max(-(-l // every), 1), d, A.shape[2])
+    elapsed, ungated = A.new_empty(states.shape[:4]), empty_ungated(inputs, options)
+    _, saved = kept_for_backward(inputs, options, save)
+    return _scan(inputs, options, every, states, elapsed, ungated, saved), states, elapsed, ungated, saved
+
+
+def _scan(
+    inputs: Inputs, options: Options, every: int, states: Tensor, elapsed: Tensor | None, ungated: Tensor, saved: Tensor
+) -> Tensor:
+    floats = _in_float32(inputs)  # alive until after the call: the library has their addresses
+    y = empty_like_tokens(inputs.u, shape_of_y(inputs, options), torch.float32)
+    call("vim_scan", _pack_scan(floats, options, every, y, states, elapsed, ungated, saved))
+    return y.to(inputs.u.dtype)
+
+
+def empty_ungated(inputs: Inputs, options: Options) -> Tensor:
+    """Return an uninitialised tensor for y before the gate; it is empty if there is no gate."""
+    A = inputs.A
+    return A.new_empty(0) if inputs.z is None else empty_like_tokens(inputs.u, shape_of_y(inputs, options), A.dtype)
 
 
 def kept_for_backward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, Tensor]:
-    """Return uninitialised tensors for y before the gate and for the states; each is empty if it is not needed.
+    """Return uninitialised tensors for y before the gate and for the states, (b, k, c, d n), of c chunks.
 
-    The states are (b, k, c + 1, d n): behind those of c chunks are the sums of the step sizes, in the first d numbers.
+    Each is empty if it is not needed.
     """
     A = inputs.A
     if not save:
         return A.new_empty(0), A.new_empty(0)
     b, k, l, d = inputs.u.shape
-    ungated = A.new_empty(0) if inputs.z is None else empty_like_tokens(inputs.u, shape_of_y(inputs, options), A.dtype)
-    return ungated, A.new_empty(b, k, -(-l // constant("vim_saved_every")) + 1, d * A.shape[2])
+    return empty_ungated(inputs, options), A.new_empty(b, k, -(-l // constant("vim_saved_every")), d * A.shape[2])
 
 
 def selective_scan_backward(
@@ -68,7 +90,7 @@ def selective_scan_backward(
         *(*rows(grad_y, shared), *rows(du), *rows(ddelta), *rows(dz, shared), *rows(dB), *rows(dC)),
         *map(pointer, (grad_state, dA, dD, dbias, dstate)),
     )
-    call("vim_scan_backward", _pack_scan(floats, options, None, None, ungated, saved), grads)
+    call("vim_scan_backward", _pack_scan(floats, options, l, None, None, None, ungated, saved), grads)
     return Inputs(
         u=du,
         delta=ddelta,
@@ -97,18 +119,25 @@ def _in_float32(inputs: Inputs) -> Inputs:
 
 
 def _pack_scan(
-    inputs: Inputs, options: Options, y: Tensor | None, last_state: Tensor | None, ungated: Tensor, saved: Tensor
+    inputs: Inputs,
+    options: Options,
+    every: int,
+    y: Tensor | None,
+    states: Tensor | None,
+    elapsed: Tensor | None,
+    ungated: Tensor,
+    saved: Tensor,
 ) -> bytes:
-    """Return the fields of `Scan`; a backward pass has no y and no last state to write."""
+    """Return the fields of `Scan`; a backward pass has no y and no states to write."""
     (b, k, l, d), g, n = inputs.u.shape, inputs.B.shape[3], inputs.A.shape[2]
     shared = options.combine != "none"
     return _SCAN.pack(
         *(b, k, l, d, g, n),
-        *(_piece(inputs, options), pack(options.reverse), options.delta_softplus, shared),
+        *(_piece(inputs, options), pack(options.reverse), options.delta_softplus, shared, max(every, 1)),
         1 / k if options.combine == "mean" else 1.0,
         *(*rows(inputs.u), *rows(inputs.delta), *rows(inputs.B), *rows(inputs.C)),
         *(*rows(inputs.z, shared), *rows(y, shared), *rows(ungated, shared)),
-        *map(pointer, (inputs.A, inputs.D, inputs.delta_bias, inputs.initial_state, last_state, saved)),
+        *map(pointer, (inputs.A, inputs.D, inputs.delta_bias, inputs.initial_state, states, elapsed, saved)),
     )
 
 

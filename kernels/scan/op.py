@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..backends import DTYPES, choose_backend
+from ..backends import DTYPES
 from ..checks import check, check_dim
 from ..directions import MOST_DIRECTIONS
 from ..registration import Scan
@@ -144,18 +143,9 @@ def _check(inputs: Inputs, options: Options) -> None:
     check("initial_state", inputs.initial_state, "b, k, d, n", (b, k, d, n), state, device)
 
 
-def sum_steps(inputs: Inputs, options: Options, saved: Tensor) -> Tensor:
-    """Return the sums of the step sizes over the tokens, (b, k, d), float32; `saved` is what the forward pass kept."""
-    if choose_backend(options.backend, inputs.u) == "cpu":  # which adds them up on its way
-        return saved[:, :, -1, : inputs.u.shape[3]]
-    dt = inputs.delta.to(inputs.A.dtype)
-    dt = dt if inputs.delta_bias is None else dt + inputs.delta_bias.unsqueeze(1)
-    return (F.softplus(dt) if options.delta_softplus else dt).sum(2)
-
-
-_SCHEMA = (
+SCHEMA = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D=None, Tensor? z=None, Tensor? delta_bias=None, "
     "Tensor? initial_state=None, *, int[] reverse, bool delta_softplus=False, str combine='none', "
     "bool return_last_state=False, str backend='auto'"
 )
-Scan("selective_scan", "scan", _SCHEMA, Inputs, Options, _check, low=("u", "delta", "B", "C", "z"))
+SCAN = Scan("selective_scan", "scan", SCHEMA, Inputs, Options, _check, low=("u", "delta", "B", "C", "z"))

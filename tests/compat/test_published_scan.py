@@ -5,6 +5,7 @@ import torch
 
 from tests.compat import loops
 from vim.compat import raw_scan
+from vim.compat.layout import op_inputs
 from vim.compat.scan import bimamba_inner_fn, mamba_inner_fn, mamba_inner_fn_no_out_proj, selective_scan_fn
 
 B_, D_, L_, N_ = 2, 6, 11, 3
@@ -116,8 +117,9 @@ def test_selective_scan_cuda(shape, z):
         assert grads[7].data_ptr() == dz.data_ptr()
 
 
-def test_states_of_long_sequences_are_in_chunks():
-    tensors = {name: t.detach() for name, t in inputs(z=False, l=4100).items() if t is not None}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # of which no native kernel takes the second
+def test_states_of_long_sequences_are_in_chunks(dtype):
+    tensors = {name: t.detach().to(dtype) for name, t in inputs(z=False, l=4100).items() if t is not None}
     tensors["delta"] = tensors["delta"] - 5
     order = [tensors.get(name) for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")]
     out, x = raw_scan.SelectiveScan.fwd(*order, True)
@@ -129,16 +131,27 @@ def test_states_of_long_sequences_are_in_chunks():
     close(x[:, :, 0, 1::2], loops.scan(**first, delta_softplus=True)[2])
     dt = torch.nn.functional.softplus(first["delta"] + first["delta_bias"].view(-1, 1)).double().sum(2)
     close(x[:, :, 0, ::2], torch.exp(dt[..., None] * first["A"].double()), 1e-3)
+    dt = torch.nn.functional.softplus(tensors["delta"] + tensors["delta_bias"].view(-1, 1)).double().sum(2)
+    close(x[:, :, -1, ::2], torch.exp(dt[..., None] * tensors["A"].double()), 1e-3)
+
+
+def test_the_op_with_states():
+    *tensors, z, bias = inputs("(b,g,n,l)", "(b,g,n,l)").values()
+    plain = op_inputs(*(t.detach() for t in (*tensors, z, bias)))
+    tests = ("test_schema", "test_faketensor")
+    for save in (True, False):
+        options = {"reverse": [0], "delta_softplus": True, "save": save}
+        torch.library.opcheck(torch.ops.vim.selective_scan_with_states, plain, options, test_utils=tests)
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["states kept", "states lost"])
 def test_gradients_of_long_sequences(kept):
     tensors = inputs("(b,g,n,l)", "(b,n,l)", True, l=2100)
     plain = [t.detach() for t in tensors.values()]
-    out, x, _ = raw_scan.SelectiveScan.fwd(*plain, True)
+    out, x, _ = raw_scan.SelectiveScan.fwd(*(tensors.values() if kept else plain), True)
     y = selective_scan_fn(*tensors.values(), True)
     theirs, dout = gradients(y, tensors)
-    x = x if kept else x.clone()
+    assert hasattr(x, "_parts") == kept
     ours = raw_scan.SelectiveScan.bwd(*plain, dout.float(), x, out, None, True, True)
     close(ours[8], y.double())
     for one, other in zip([*ours[:6], ours[7], ours[6]], theirs, strict=True):

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from vim.kernels.scan.op import sum_steps
-from vim.kernels.scan.reference import Inputs, Options
+from vim.kernels.scan.reference import Options
+from vim.kernels.scan.states import longest_run
 
 from .layout import Maybe, OpInputs, by_channel, by_token, op_inputs, state_dtype, without_autocast
-
-CHUNK = 2048  # tokens between two states that are returned
 
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Maybe)
 
@@ -34,29 +32,53 @@ class _Part(NamedTuple):
 @torch.no_grad()
 @without_autocast
 def _forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Maybe, z: Maybe, delta_bias: Maybe, softplus: bool
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Maybe,
+    z: Maybe,
+    delta_bias: Maybe,
+    softplus: bool,
+    *,
+    save: bool | None = None,
 ) -> tuple[Tensor, Tensor, Maybe]:
     """Return the output before the gate, (b, d, l), the states, (b, d, chunks, 2n), and the gated output if there is z.
 
-    The states are float32, one for every 2048 tokens: after each product of the decays so far, the state. What the
-    backward pass needs goes with them, as an attribute.
+    The states are float32, one for every 2048 tokens: after each product of the decays so far, the state. With `save`,
+    what the backward pass needs goes with them, as an attribute. By default it does if it looks as if there will be a
+    backward pass; otherwise :func:`_backward` computes it again.
     """
+    if save is None:
+        save = any(t is not None and t.requires_grad for t in (u, delta, A, B, C, z))
     inputs = op_inputs(u, delta, A, B, C, D, z, delta_bias)
-    b, _, l, d = inputs[0].shape
-    parts, outputs = [], []
-    x = A.new_empty(b, d, max(-(-l // CHUNK), 1), 2 * A.shape[1], dtype=torch.float32)
-    state, elapsed = None, x.new_zeros(b, d)
-    options = Options(reverse=[False], delta_softplus=softplus, return_last_state=True)
-    for i, (_, cut) in enumerate(_runs(inputs)):
-        y, after, ungated, saved = torch.ops.vim.selective_scan_forward(*cut, state, **options._asdict(), save=True)
-        parts.append(_Part(state, ungated, saved))
-        outputs.append((y, y if z is None else _without_gate(cut, ungated, state, options).to(y.dtype)))
-        state, elapsed = after, elapsed + sum_steps(Inputs(*cut, state), options, saved).squeeze(1)
-        x[:, :, i, ::2] = torch.exp(elapsed.unsqueeze(2) * A)
-        x[:, :, i, 1::2] = state.squeeze(1)
-    x._parts = parts  # type: ignore[attr-defined]
+    parts, outputs, before = [], [], None
+    chunks: list[tuple[Tensor, Tensor]] = []  # sums of step sizes from the first token on, and states
+    options = Options(reverse=[False], delta_softplus=softplus)
+    for _, cut in _runs(inputs):
+        y, states, elapsed, ungated, saved = torch.ops.vim.selective_scan_with_states(
+            *cut, before, **options._asdict(), save=save
+        )
+        parts.append(_Part(before, ungated, saved))
+        outputs.append((y, y if z is None else _without_gate(cut, ungated, before, options).to(y.dtype)))
+        chunks.append((elapsed if before is None else chunks[-1][0][:, :, -1:] + elapsed, states))
+        before = states[:, :, -1]
+    elapsed, states = (torch.cat(each, dim=2).squeeze(1) for each in zip(*chunks, strict=True))
+    x = _chunk_states(elapsed, states, inputs[2])
+    if save:
+        x._parts = parts  # type: ignore[attr-defined]
     gated, out = (_join([by_channel(y) for y in ys]) for ys in zip(*outputs, strict=True))
     return out, x, None if z is None else gated
+
+
+def _chunk_states(elapsed: Tensor, states: Tensor, A: Tensor) -> Tensor:
+    """Return (b, d, c, 2n) in float32, of step sizes that were added up, (b, c, d), and states, (b, c, d, n).
+
+    A is (1, d, n).
+    """
+    decays = torch.exp(elapsed.unsqueeze(3) * A)
+    return torch.stack((decays, states), 4).flatten(3).transpose(1, 2).float().contiguous()
 
 
 def _without_gate(inputs: OpInputs, ungated: Tensor, state: Maybe, options: Options) -> Tensor:
@@ -69,9 +91,10 @@ def _without_gate(inputs: OpInputs, ungated: Tensor, state: Maybe, options: Opti
 
 
 def _runs(inputs: OpInputs) -> Iterator[tuple[slice, OpInputs]]:
-    """Yield the tokens in runs of 2048, and the inputs of each."""
-    for start in range(0, max(inputs[0].shape[2], 1), CHUNK):
-        tokens = slice(start, start + CHUNK)
+    """Yield the tokens in runs, and the inputs of each."""
+    length = longest_run(inputs[0])
+    for start in range(0, max(inputs[0].shape[2], 1), length):
+        tokens = slice(start, start + length)
         cut = (t if t is None or t.dim() < 4 else t[:, :, tokens] for t in inputs)
         yield tokens, tuple(cut)  # type: ignore[misc]
 
@@ -101,7 +124,7 @@ def _backward(
     """
     parts = getattr(x, "_parts", None)
     if parts is None:
-        parts = _forward(u, delta, A, B, C, D, z, delta_bias, softplus)[1]._parts  # type: ignore[attr-defined]
+        parts = _forward(u, delta, A, B, C, D, z, delta_bias, softplus, save=True)[1]._parts  # type: ignore[attr-defined]
     grads, dstate = [], None
     inputs = op_inputs(u, delta, A, B, C, D, z, delta_bias)
     for part, (tokens, cut) in zip(reversed(parts), reversed(list(_runs(inputs))), strict=True):
@@ -129,7 +152,8 @@ def _backward(
 def _ungrouped(grad: Tensor, B: Tensor) -> Tensor:
     """Return the gradient (b, 1, l, g, n) of B or C in the published shape."""
     groups = {2: B.shape[0], 3: 1, 4: B.shape[1]}[B.dim()]
-    grad = grad.squeeze(1).unflatten(2, (groups, -1)).sum(3)
+    grad = grad.squeeze(1)
+    grad = grad if grad.shape[2] == groups else grad.unflatten(2, (groups, -1)).sum(3)
     if B.dim() == 2:
         return grad.sum((0, 1)).to(B.dtype)
     grad = grad.permute(0, 2, 3, 1)

@@ -43,10 +43,12 @@ def _conv_flops(x: Shape, weight: Shape, *others: object, **options: object) -> 
     return 2 * b * k * l * d * weight[-1]
 
 
-# The scan has two names: the counter sees the first in inference mode and the second under autograd, never both.
+# The scan has several names: the counter sees the first in inference mode, the second under autograd and the third in
+# published code, never two for one scan.
 _SCANS: dict[object, Callable[..., int]] = {
     torch.ops.vim.selective_scan: _scan_flops,
     torch.ops.vim.selective_scan_forward: _scan_flops,
+    torch.ops.vim.selective_scan_with_states: _scan_flops,
 }
 FORMULAS = {**_SCANS, torch.ops.vim.causal_conv1d: _conv_flops}
 
