@@ -45,7 +45,7 @@ class _Node(_SingleLevelFunction):
 
     @staticmethod
     def forward(ctx: Any, op: Op, options: dict[str, object], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
+        with torch._C._AutoDispatchBelowADInplaceOrView():  # a transposed output is no view: it may be changed in place
             output = op.forward(*tensors, save=True, **options)
         ctx.op, ctx.options = op, options
         ctx.save_for_backward(*output[op.outputs :], *tensors)

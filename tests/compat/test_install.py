@@ -193,6 +193,17 @@ def test_language_models_are_refused_when_called():
             call("state-spaces/mamba-130m")
 
 
+def test_what_a_published_file_imports_is_imported_from_there():
+    vim.compat.install()
+    from causal_conv1d.causal_conv1d_interface import causal_conv1d_bwd_function
+    from mamba_ssm.ops.selective_scan_interface import causal_conv1d_cuda, selective_scan_cuda
+
+    assert causal_conv1d_bwd_function is causal_conv1d_cuda.causal_conv1d_bwd
+    assert selective_scan_cuda is sys.modules["selective_scan_cuda"]
+    with pytest.raises(ImportError, match="nothing_of_this_name"):
+        from mamba_ssm.ops.selective_scan_interface import nothing_of_this_name  # noqa: F401
+
+
 def test_one_line_of_log(caplog):
     vim.compat.install()
     vim.compat.install()

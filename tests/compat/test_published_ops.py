@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from tests.compat import loops
 from tests.compat.test_published_scan import close
 from vim.compat import norm, raw_conv
-from vim.compat.conv import causal_conv1d_fn, causal_conv1d_update
+from vim.compat.conv import causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states
 from vim.compat.ssd import (
     mamba_chunk_scan_combined,
     mamba_split_conv1d_scan_combined,
     selective_state_update,
+    ssd_minimal_discrete,
 )
 
 
@@ -44,8 +45,8 @@ def test_states_of_the_convolution(l):
 
 def test_what_the_convolution_refuses():
     x, weight, bias = conv_inputs()
-    with pytest.raises(NotImplementedError, match="without seq_idx"):
-        causal_conv1d_fn(x, weight, bias, torch.zeros(2, 9, dtype=torch.int32))
+    with pytest.raises(ValueError, match="seq_idx goes without initial_states"):
+        causal_conv1d_fn(x, weight, bias, torch.zeros(2, 9, dtype=torch.int32), return_final_states=True)
     with pytest.raises(ValueError, match="activation must be"):
         causal_conv1d_fn(x, weight, bias, activation="gelu")
     with pytest.raises(TypeError, match="takes 4, 5, 7 or 8 arguments, got 6"):
@@ -64,6 +65,63 @@ def test_update_is_the_sequence():
     out = torch.empty(2, 6)
     assert raw_conv.causal_conv1d_update_raw(x[..., 1], state, weight, bias, out, True, None, None) is None
     close(out, expected[..., 1])
+
+
+SEQUENCES = torch.tensor([[0, 0, 0, 0, 1, 1, 2, -1, -1], [4, 5, 5, 5, 5, 5, 5, 5, 6]])
+
+
+def test_sequences_side_by_side():
+    x, weight, bias = (t.requires_grad_() for t in conv_inputs())
+    expected = torch.zeros(2, 6, 9, dtype=torch.float64)
+    for row, ids in enumerate(SEQUENCES):
+        for index in ids[ids >= 0].unique():
+            own = ids == index
+            expected[row, :, own] = loops.conv(x[row : row + 1, :, own], weight, bias, True)[0]
+    y = causal_conv1d_fn(x, weight, bias, SEQUENCES, activation="silu")
+    close(y, expected)
+    dout = torch.randn(2, 6, 9)
+    theirs = torch.autograd.grad((expected * dout).sum(), [x, weight, bias])
+    for one, other in zip(torch.autograd.grad(y, [x, weight, bias], dout), theirs, strict=True):
+        close(one, other.double())
+    x, weight, bias = (t.detach() for t in (x, weight, bias))
+    dx, out = torch.empty_like(x), torch.empty_like(x)
+    for one, other in zip(raw_conv.causal_conv1d_bwd(x, weight, bias, dout, SEQUENCES, dx, True), theirs, strict=True):
+        close(one, other.double())
+    raw_conv.causal_conv1d_fwd(x, weight, bias, SEQUENCES, None, out, None, True)
+    close(out, expected.detach())
+    given = [dx.zero_(), torch.empty_like(weight), torch.empty_like(bias), None]
+    assert raw_conv.causal_conv1d_bwd(x, weight, bias, dout, SEQUENCES, None, None, *given, True) is None
+    for one, other in zip(given, theirs, strict=False):
+        close(one, other.double())
+
+
+@pytest.mark.parametrize("seen", [None, [0, 7]], ids=["shifted", "ring"])
+def test_updates_of_rows_of_a_state(seen):
+    x, weight, bias = conv_inputs(5)
+    counts = None if seen is None else torch.tensor(seen)
+    known, states = torch.randn(2, 6, 4), torch.randn(5, 6, 4)
+    for row, at in ((0, 3), (1, 1)):  # the rows of states that hold what is known
+        shift = 0 if seen is None else seen[row]
+        states[at] = known[row].roll(shift, 1)  # token t of a ring is at t modulo its length
+    kept = states.clone()
+    rows = torch.tensor([3, -1, 1], dtype=torch.int32)
+    three = torch.stack([x[0], x[0], x[1]])
+    if counts is not None:
+        counts = torch.tensor([seen[0], 5, seen[1]], dtype=torch.int32)
+    y = causal_conv1d_update(three, states, weight, bias, "silu", counts, rows)
+    close(y[::2], loops.conv(x, weight, bias, True, known[..., 1:]))
+    assert not y[1].any()
+    torch.testing.assert_close(states[[0, 2, 4]], kept[[0, 2, 4]])
+    last = torch.cat([known, x], 2)[..., -4:]
+    for row, at in ((0, 3), (1, 1)):
+        shift = 0 if seen is None else seen[row] + 5
+        torch.testing.assert_close(states[at].roll(-shift, 1), last[row])
+
+
+def test_states_of_sequences_one_after_the_other():
+    x = torch.randn(9, 6)
+    states = causal_conv1d_varlen_states(x, torch.tensor([0, 2, 9]), 4)
+    torch.testing.assert_close(states, torch.stack([F.pad(x[:2].T, (2, 0)), x[5:].T]))
 
 
 FORWARD = {4: (), 5: (None,), 7: (None, None, None)}
@@ -265,6 +323,25 @@ def test_split_conv_scan(rmsnorm, extra):
         rows = expected.unflatten(-1, (2, 6))
         expected = (rows / (rows.square().mean(-1, keepdim=True) + 1e-5).sqrt()).flatten(-2) * weight
     close(y, torch.cat([F.silu(z0) * x0, expected], -1) @ out.double().T)
+
+
+def test_blocks_of_values_that_hold_their_steps():
+    p, state = ssd_inputs(4), torch.randn(2, 4, 3, 5)
+    values, decays = p["x"] * p["dt"].unsqueeze(-1), p["dt"] * p["A"]
+    y, last = ssd_minimal_discrete(values, decays, p["B"], p["C"], 3, state.unsqueeze(1))
+    expected, end = loops.ssd(**p, state=state)
+    close(y, expected)
+    close(last, end)
+
+
+def test_one_step_of_rows_of_a_state():
+    torch.manual_seed(0)
+    u, dt, A, B, C = *torch.randn(2, 2, 6), -torch.rand(6, 3), *torch.randn(2, 2, 3)
+    states = torch.randn(5, 6, 3)
+    rows, kept, own = torch.tensor([3, 1], dtype=torch.int32), states.clone(), states[[3, 1]]
+    y = selective_state_update(states, u, dt, A, B, C, state_batch_indices=rows)
+    close(y, selective_state_update(own, u, dt, A, B, C).double())
+    torch.testing.assert_close(states, kept.index_copy(0, rows.long(), own))
 
 
 def test_one_step_of_a_scan():

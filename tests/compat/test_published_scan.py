@@ -247,3 +247,17 @@ def test_rows_of_the_first_build():
     *tensors, z, bias = (t.detach() for t in inputs().values())
     fwd = raw_scan.SelectiveScan.fwd
     torch.testing.assert_close(fwd(*tensors, z, bias, True, 1), fwd(*tensors, z, bias, True))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_what_is_returned_may_be_changed_in_place(gated):
+    p = inputs(z=gated)
+    expected, weights = loops.scan(**p, delta_softplus=True)[0], torch.linspace(-1, 1, L_)
+    y = selective_scan_fn(**p, delta_softplus=True)
+    y += 1
+    y *= 2
+    close(y, 2 * (expected + 1))
+    ours = torch.autograd.grad((y * weights).sum(), [t for t in p.values() if t is not None])
+    theirs = torch.autograd.grad((2 * expected * weights).sum(), [t for t in p.values() if t is not None])
+    for one, other in zip(ours, theirs, strict=True):
+        close(one, other.double(), 1e-4)

@@ -6,9 +6,15 @@ Sizes: b images, d channels, l tokens, w taps.
 import torch
 from torch import Tensor
 
-from .layout import by_channel, by_token, widest, without_autocast
+from .layout import by_channel, by_token, state_dtype, widest, without_autocast
 
-__all__ = ["causal_conv1d_fn", "causal_conv1d_ref", "causal_conv1d_update", "causal_conv1d_update_ref"]
+__all__ = [
+    "causal_conv1d_fn",
+    "causal_conv1d_ref",
+    "causal_conv1d_update",
+    "causal_conv1d_update_ref",
+    "causal_conv1d_varlen_states",
+]
 
 
 @without_autocast
@@ -25,7 +31,8 @@ def causal_conv1d_fn(
     """Convolve (b, d, l) with (d, w), and apply the activation; see :func:`vim.kernels.causal_conv1d`.
 
     Args:
-        seq_idx: None; or the activation, which was the fourth argument in version 1.0.
+        seq_idx: (b, l), integers: the sequence of each token, which takes in no token of another one; below 0 for
+            padding, whose output is 0. Or the activation, which was the fourth argument in version 1.0.
         initial_states: (b, d, w - 1), the tokens before the first; by default zeros.
         return_final_states: also return the last w - 1 tokens, (b, d, w - 1).
         final_states_out: where to write them.
@@ -35,16 +42,15 @@ def causal_conv1d_fn(
         A contiguous (b, d, l) in x's dtype.
 
     Raises:
-        NotImplementedError: `seq_idx` holds indices.
-        ValueError: another activation.
+        ValueError: another activation; or `seq_idx` with states.
     """
     if isinstance(seq_idx, str):
         seq_idx, activation = None, seq_idx
-    if seq_idx is not None:
-        raise NotImplementedError(
-            "vim.compat serves causal_conv1d_fn without seq_idx: convolve each sequence by itself"
-        )
     silu = is_silu(activation)
+    if seq_idx is not None:
+        if initial_states is not None or return_final_states:
+            raise ValueError("seq_idx goes without initial_states and return_final_states: give one or the others")
+        return _convolve_sequences(x, weight, bias, seq_idx, silu)
     before = weight.shape[1] - 1
     tokens = x if initial_states is None else torch.cat([initial_states.to(x.dtype), x], dim=2)
     y = convolve(tokens, weight, bias, silu)
@@ -69,16 +75,62 @@ def causal_conv1d_update(
 ) -> Tensor:
     """Convolve the next tokens of a sequence, (b, d) or (b, d, l); `conv_state`, (b, d, >= w - 1), is updated in place.
 
-    Raises:
-        NotImplementedError: `cache_seqlens` or `conv_state_indices` are given.
+    Args:
+        cache_seqlens: (b,), how many tokens came before: `conv_state` is a ring, and token t is at t modulo its length.
+            By default the last token is last in it.
+        conv_state_indices: (b,), the row of `conv_state` for each sequence; below 0 for padding, whose output is 0.
     """
-    if cache_seqlens is not None or conv_state_indices is not None:
-        raise NotImplementedError("vim.compat serves causal_conv1d_update without cache_seqlens and conv_state_indices")
+    if conv_state_indices is not None:
+        real = conv_state_indices >= 0
+        rows, seen = conv_state_indices[real].long(), None if cache_seqlens is None else cache_seqlens[real]
+        states, y = conv_state[rows], torch.zeros_like(x)
+        y[real] = causal_conv1d_update(x[real], states, weight, bias, activation, seen)
+        conv_state[rows] = states
+        return y
     tokens = x.unsqueeze(2) if x.dim() == 2 else x
-    known = torch.cat([conv_state.to(x.dtype), tokens], dim=2)
-    y = convolve(known, weight, bias, is_silu(activation))[:, :, conv_state.shape[2] :]
-    conv_state.copy_(known[:, :, tokens.shape[2] :])
+    l, before = tokens.shape[2], weight.shape[1] - 1
+    if cache_seqlens is None:
+        known = torch.cat([conv_state.to(x.dtype), tokens], dim=2)
+        conv_state.copy_(known[:, :, l:])
+    else:
+        place = cache_seqlens.unsqueeze(1) + torch.arange(-before, l, device=x.device)
+        place = (place % conv_state.shape[2]).unsqueeze(1).expand(-1, x.shape[1], -1)
+        known = torch.cat([conv_state.gather(2, place[:, :, :before]).to(x.dtype), tokens], dim=2)
+        conv_state.scatter_(2, place[:, :, before:], tokens.to(conv_state.dtype))
+    y = convolve(known, weight, bias, is_silu(activation))[:, :, known.shape[2] - l :]
     return y.squeeze(2) if x.dim() == 2 else y.contiguous()
+
+
+def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
+    """Return the last tokens of sequences that stand one after the other: states for :func:`causal_conv1d_update`.
+
+    Args:
+        x: (l, d), all sequences.
+        cu_seqlens: (b + 1,), where each sequence starts, and where the last one ends.
+
+    Returns:
+        (b, d, state_len), with zeros before a sequence that is shorter.
+    """
+    states = x.new_zeros(len(cu_seqlens) - 1, x.shape[1], state_len)
+    ends = cu_seqlens.tolist()
+    for state, start, end in zip(states, ends, ends[1:], strict=False):
+        last = x[max(start, end - state_len) : end]
+        state[:, state_len - len(last) :] = last.T
+    return states
+
+
+def _convolve_sequences(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor, silu: bool) -> Tensor:
+    """Convolve (b, d, l) tap by tap, without the taps that reach into another sequence."""
+    wide = state_dtype(x.dtype)
+    before, l = weight.shape[1] - 1, x.shape[2]
+    tokens = torch.nn.functional.pad(x.to(wide), (before, 0))
+    owners = torch.nn.functional.pad(seq_idx, (before, 0), value=-1)
+    y = x.new_zeros(x.shape, dtype=wide) if bias is None else bias.to(wide).view(1, -1, 1).expand(x.shape)
+    for tap in range(before + 1):
+        own = (owners[:, tap : tap + l] == seq_idx).unsqueeze(1)
+        y = y + weight[:, tap].to(wide).view(1, -1, 1) * tokens[:, :, tap : tap + l] * own
+    y = torch.nn.functional.silu(y) if silu else y
+    return (y * (seq_idx >= 0).unsqueeze(1)).to(x.dtype)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:

@@ -106,13 +106,15 @@ class ServedLoader(Loader):
         for name, source in self.contents.items():
             file, _, attribute = source.partition(".")
             setattr(module, name, attrgetter(attribute)(import_module(f"vim.compat.{file}")))
-        module.__getattr__ = self.missing or partial(_from_einops, module.__name__)  # type: ignore[method-assign]
+        module.__getattr__ = self.missing or partial(_also_there, module.__name__)  # type: ignore[method-assign]
 
 
-def _from_einops(module: str, name: str) -> object:
-    """Return a function of einops, which published files import, and others from there."""
+def _also_there(module: str, name: str) -> object:
+    """Return what published files import themselves, and others from there: the extensions, and einops' functions."""
     if name in ("rearrange", "repeat"):
         return getattr(import_module("einops"), name)
+    if name in EXTENSIONS:
+        return import_module(name)
     raise AttributeError(f"module {module!r} has no attribute {name!r}: vim.compat does not serve it")
 
 

@@ -65,6 +65,10 @@ class MHA(_Refused):
     """Attention of hybrid models; raises NotImplementedError."""
 
 
+class Mamba3(_Refused):
+    """The mixer of mamba_ssm 2.3; raises NotImplementedError."""
+
+
 class ColumnParallelLinear(_Refused):
     """A linear layer on several devices; raises NotImplementedError."""
 
@@ -87,4 +91,5 @@ chunk_scan_fwd, chunk_scan_bwd = (
     _refused("_mamba_chunk_scan_combined_fwd"),
     _refused("_mamba_chunk_scan_combined_bwd"),
 )
+decode = _refused("decode")
 norm_fwd, norm_bwd = _refused("_layer_norm_fwd"), _refused("_layer_norm_bwd")

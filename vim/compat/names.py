@@ -27,6 +27,11 @@ _INNER = _same(
     *("scan", "mamba_inner_fn", "mamba_inner_fn_no_out_proj", "mamba_inner_ref", "bimamba_inner_fn"),
     "bimamba_inner_ref",
 )
+_RAW_CONV = {
+    "causal_conv1d_fwd_function": "raw_conv.causal_conv1d_fwd",
+    "causal_conv1d_bwd_function": "raw_conv.causal_conv1d_bwd",
+    "causal_conv1d_update_function": "raw_conv.causal_conv1d_update_raw",
+}
 _CONV = _same("conv", "causal_conv1d_fn", "causal_conv1d_update")
 _BLOCK = _same("block", "Block")
 _LANGUAGE = {"MambaLMHeadModel": "language.MambaLMHeadModel"}
@@ -42,10 +47,10 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "causal_conv1d_bwd": "raw_conv.causal_conv1d_bwd",
         "causal_conv1d_update": "raw_conv.causal_conv1d_update_raw",
     },
-    "causal_conv1d.cpp_functions": {
-        "causal_conv1d_fwd_function": "raw_conv.causal_conv1d_fwd",
-        "causal_conv1d_bwd_function": "raw_conv.causal_conv1d_bwd",
-        "causal_conv1d_update_function": "raw_conv.causal_conv1d_update_raw",
+    "causal_conv1d.cpp_functions": _RAW_CONV,
+    "causal_conv1d.causal_conv1d_varlen": {
+        "causal_conv1d_varlen_states": "conv.causal_conv1d_varlen_states",
+        "causal_conv1d_varlen_states_ref": "conv.causal_conv1d_varlen_states",
     },
     "mamba_ssm.ops.triton.layernorm": _NORMS,
     "mamba_ssm.ops.triton.layer_norm": _NORMS,
@@ -67,7 +72,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "_mamba_chunk_scan_combined_bwd": "language.chunk_scan_bwd",
     },
     # forks of these import names of transformers that it no longer has
-    "mamba_ssm.utils.generation": _same("language", "GenerationMixin", "InferenceParams"),
+    "mamba_ssm.utils.generation": _same("language", "GenerationMixin", "InferenceParams", "decode"),
     "mamba_ssm.utils.hf": _same("language", "load_config_hf", "load_state_dict_hf"),
 }
 PACKAGES: dict[str, dict[str, str]] = {
@@ -85,6 +90,8 @@ PACKAGES: dict[str, dict[str, str]] = {
     "mamba_ssm.modules.mamba_simple_scan_norm": {"Mamba": "video_mamba_suite.ScanNormMamba", **_BLOCK},
     "mamba_ssm.modules.mamba2": _same("mamba2", "Mamba2"),
     "mamba_ssm.modules.mamba2_simple": _same("mamba2", "Mamba2Simple"),
+    "mamba_ssm.modules.ssd_minimal": _same("ssd", "ssd_minimal_discrete"),
+    "mamba_ssm.modules.mamba3": _same("language", "Mamba3"),
     "mamba_ssm.modules.block": _BLOCK,
     "mamba_ssm.modules.mlp": _same("block", "GatedMLP"),
     "mamba_ssm.modules.mha": _same("language", "MHA"),
@@ -111,6 +118,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     "causal_conv1d": {"__version__": "names.CONV_VERSION", **_CONV},
     "causal_conv1d.causal_conv1d_interface": {
         **_CONV,
+        **_RAW_CONV,
         "causal_conv1d_ref": "conv.causal_conv1d_fn",
         "causal_conv1d_update_ref": "conv.causal_conv1d_update",
     },

@@ -3,7 +3,7 @@
 The versions are told apart by the number of arguments. Sizes: b images, d channels, l tokens, w taps.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -57,12 +57,13 @@ def causal_conv1d_bwd(*args: Any) -> tuple[Maybe, ...] | None:
     if len(args) not in (6, 7, 10, 12):
         raise _refuse("causal_conv1d_bwd", args, "6, 7, 10 or 12")
     x, weight, bias, dout, *rest, silu = args
+    seq_idx = rest[0] if len(args) > 6 else None
     if len(args) < 10:
-        return _gradients(x, weight, bias, dout, rest[-1], silu, None, None, False)[:3]
+        return _gradients(x, weight, bias, dout, rest[-1], silu, seq_idx, None, None, False)[:3]
     _, initial, dfinal, dx, *last = rest
     if len(args) == 10:
-        return _gradients(x, weight, bias, dout, dx, silu, initial, dfinal, bool(last[0]))
-    grads = _gradients(x, weight, bias, dout, dx, silu, initial, dfinal, last[2] is not None)
+        return _gradients(x, weight, bias, dout, dx, silu, seq_idx, initial, dfinal, bool(last[0]))
+    grads = _gradients(x, weight, bias, dout, dx, silu, seq_idx, initial, dfinal, last[2] is not None)
     for memory, grad in zip(last, grads[1:], strict=True):
         if memory is not None and grad is not None:
             memory.copy_(grad)
@@ -76,11 +77,14 @@ def _gradients(
     dout: Tensor,
     dx: Maybe,
     silu: bool,
+    seq_idx: Maybe,
     initial: Maybe,
     dfinal: Maybe,
     want_initial: bool,
 ) -> tuple[Maybe, Maybe, Maybe, Maybe]:
     """Return the gradients of x, weight, bias and the initial states; dx is written in place if it is given."""
+    if seq_idx is not None:
+        return _of_sequences(x, weight, bias, dout, dx, silu, seq_idx)
     before, l = weight.shape[1] - 1, x.shape[2]
     dtype = widest(x, weight, bias) if x.dtype.itemsize > 2 else x.dtype
     tokens = x if initial is None else torch.cat([initial.to(x.dtype), x], dim=2)
@@ -101,6 +105,18 @@ def _gradients(
             None if bias is None else dbias.squeeze(0).to(bias.dtype),
             grad_initial if want_initial and initial is not None else None,
         )
+
+
+def _of_sequences(
+    x: Tensor, weight: Tensor, bias: Maybe, dout: Tensor, dx: Maybe, silu: bool, seq_idx: Tensor
+) -> tuple[Maybe, Maybe, Maybe, Maybe]:
+    with torch.enable_grad():
+        x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+        bias = None if bias is None else bias.detach().requires_grad_()
+        y = cast(Tensor, causal_conv1d_fn(x, weight, bias, seq_idx, activation="silu" if silu else None))
+    grad_x, *others = torch.autograd.grad(y, [t for t in (x, weight, bias) if t is not None], dout)
+    dweight, dbias = (*others, None)[:2]
+    return grad_x if dx is None else dx.copy_(grad_x), dweight, dbias, None
 
 
 @torch.no_grad()

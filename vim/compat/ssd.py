@@ -168,6 +168,7 @@ def selective_state_update(
     z: Tensor | None = None,
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
+    state_batch_indices: Tensor | None = None,
 ) -> Tensor:
     """Take one token into a state, in place, and return its output.
 
@@ -177,7 +178,13 @@ def selective_state_update(
         A: (d, n).
         B, C: (b, n), or (b, g, n) for g groups of heads.
         D, dt_bias: (d,).
+        state_batch_indices: (b,), the row of `state` for each sequence.
     """
+    if state_batch_indices is not None:
+        rows = state[state_batch_indices]
+        y = selective_state_update(rows, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+        state[state_batch_indices] = rows
+        return y
     wide = state_dtype(state.dtype)
     dt = dt.to(wide) if dt_bias is None else dt.to(wide) + dt_bias
     dt = F.softplus(dt) if dt_softplus else dt
@@ -190,3 +197,31 @@ def selective_state_update(
     y = (new * C).sum(-1)
     y = y if D is None else y + D * x
     return (y if z is None else y * F.silu(z.to(wide))).to(x.dtype)
+
+
+def ssd_minimal_discrete(
+    X: Tensor, A: Tensor, B: Tensor, C: Tensor, block_len: int, initial_states: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scan values that are multiplied by their steps already, block by block: listing 1 of the paper.
+
+    Args:
+        X: (b, l, h, p).
+        A: (b, l, h), the logarithms of the decays.
+        B, C: (b, l, h, n).
+        block_len: the tokens of a block.
+        initial_states: (b, 1, h, p, n).
+
+    Returns:
+        (b, l, h, p), and the state (b, h, p, n).
+    """
+    state = X.new_zeros(*X.shape[::2], X.shape[3], B.shape[3]) if initial_states is None else initial_states.squeeze(1)
+    ys = []
+    for x, a, b, c in zip(*(t.split(block_len, dim=1) for t in (X, A, B, C)), strict=True):
+        total = a.cumsum(1)
+        later = torch.ones(len(total[0]), len(total[0]), dtype=torch.bool, device=X.device).triu(1)
+        decay = (total.unsqueeze(2) - total.unsqueeze(1)).masked_fill(later[..., None], -math.inf).exp()
+        from_state = torch.einsum("bihn,bhpn,bih->bihp", c, state, total.exp())
+        ys.append(torch.einsum("bihn,bjhn,bijh,bjhp->bihp", c, b, decay, x) + from_state)
+        kept = state * total[:, -1].exp()[..., None, None]
+        state = kept + torch.einsum("bjhn,bjh,bjhp->bhpn", b, (total[:, -1:] - total).exp(), x)
+    return torch.cat(ys, 1), state
