@@ -1,5 +1,7 @@
 """The native CPU kernels, built where there is a compiler; everything else is in setup.cfg."""
 
+from glob import glob
+
 from setuptools import Extension, setup
 
 setup(
@@ -7,7 +9,7 @@ setup(
         Extension(
             "vim.kernels.native._kernels",
             ["kernels/native/kernels.cpp"],
-            depends=[f"kernels/native/{name}.h" for name in ("common", "vectors", "scan", "conv", "norm")],
+            depends=glob("kernels/native/*.h"),
             language="c++",
             extra_compile_args=[
                 "-O3",

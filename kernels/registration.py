@@ -16,7 +16,7 @@ from .backends import choose_backend, implementation
 from .directions import empty_gradient, empty_like_tokens, tokens_contiguous
 
 LIBRARY = torch.library.Library("vim", "FRAGMENT")
-TO_COME = {("ssd", "cpu"), ("ssd", "triton")}  # folders without this backend: PyTorch's products serve
+TO_COME = {("ssd", "triton")}  # folders without this backend: PyTorch's products serve
 
 
 class Scan:

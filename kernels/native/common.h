@@ -54,6 +54,27 @@ struct ScanGrads {
   float *A, *D, *delta_bias, *initial_state;  // for each image: (b, k, d, n), (b, k, d), (b, k, d), (b, k, d, n)
 };
 
+// Sizes: b images, k directions, l tokens, h heads, p channels of a head, g groups of B and C, n states.
+struct Ssd {
+  int64_t images, directions, tokens, heads, channels, groups, states;
+  int64_t piece;     // heads one task works on, all of one group: they share B, C and their products
+  int64_t reverse;   // bit k set: direction k runs from the last token to the first
+  int64_t softplus;  // dt goes through softplus
+  int64_t combined;  // the directions are added up into one y
+  float scale;       // factor of the combined y
+  float dt_min, dt_max;
+  Rows x, dt, B, C, z, y, ungated;  // the heads are the groups of x, z, y and ungated, and the channels of dt
+  // (k, h), (k, h, p), (k, h), (b, k, h, p, n); all but A may be null
+  const float *A, *D, *dt_bias, *initial_state;
+  float *last_state, *saved;  // (b, k, h, p, n), and (b, k, runs of kSsdSaved tokens, h, n, p); may be null
+};
+
+struct SsdGrads {
+  Rows y, x, dt, z, B, C;  // B and C have a partial sum for each piece of heads where the inputs have a group
+  const float* last_state;
+  float *A, *D, *dt_bias, *initial_state;  // for each image: (b, k, h), (b, k, h, p), (b, k, h), (b, k, h, p, n)
+};
+
 struct Conv {
   int64_t images, directions, tokens, channels, width;
   int64_t reverse;
@@ -82,6 +103,7 @@ struct NormGrads {
 constexpr int64_t kNormRows = 32;    // rows of a task
 constexpr int64_t kConvTokens = 32;  // tokens of a task
 constexpr int64_t kSaved = 16;       // steps between two states kept for the backward pass
+constexpr int64_t kSsdSaved = 64;    // and of state space duality
 constexpr int64_t kRun = 64;         // steps of a block between two transpositions of its tokens
 constexpr int64_t kLine = 64;        // bytes of the caches' lines
 

@@ -1,8 +1,9 @@
-// Native CPU kernels: selective scan, depthwise causal convolution, RMSNorm; float32, behind a plain C interface.
+// Native CPU kernels: selective scan, state space duality, depthwise causal convolution, RMSNorm; float32, behind a
+// plain C interface.
 //
 // Channels are the SIMD lanes. The outer loop goes over short chunks of tokens, so that everything a chunk needs
-// stays in the first-level cache. vectors.h, scan.h, conv.h and norm.h are compiled once for each instruction set, in a
-// namespace of its own; the caller says which one runs.
+// stays in the first-level cache. All headers but common.h are compiled once for each instruction set, in a namespace of
+// its own; the caller says which one runs.
 //
 // Do not build this with -ffast-math: it would fold away the rounding trick in exp2.
 
@@ -14,6 +15,9 @@ namespace {
 namespace baseline {
 #include "vectors.h"
 #include "scan.h"
+#include "matrix.h"
+#include "ssd.h"
+#include "ssd_backward.h"
 #include "conv.h"
 #include "norm.h"
 }
@@ -36,6 +40,9 @@ VIM_TARGET_AVX2
 namespace avx2 {
 #include "vectors.h"
 #include "scan.h"
+#include "matrix.h"
+#include "ssd.h"
+#include "ssd_backward.h"
 #include "conv.h"
 #include "norm.h"
 }
@@ -47,6 +54,9 @@ VIM_TARGET_AVX512
 namespace avx512 {
 #include "vectors.h"
 #include "scan.h"
+#include "matrix.h"
+#include "ssd.h"
+#include "ssd_backward.h"
 #include "conv.h"
 #include "norm.h"
 }
@@ -79,6 +89,8 @@ VIM_EXPORT int64_t vim_best_isa() {
 
 VIM_EXPORT int64_t vim_saved_every() { return kSaved; }
 
+VIM_EXPORT int64_t vim_ssd_saved_every() { return kSsdSaved; }
+
 VIM_EXPORT int64_t vim_conv_tokens() { return kConvTokens; }
 
 VIM_EXPORT int64_t vim_norm_rows() { return kNormRows; }
@@ -89,6 +101,14 @@ VIM_EXPORT void vim_scan(const Scan* scan, int64_t isa, int64_t threads) {
 
 VIM_EXPORT void vim_scan_backward(const Scan* scan, const ScanGrads* grads, int64_t isa, int64_t threads) {
   VIM_DISPATCH(isa, scan_backward(*scan, *grads, threads));
+}
+
+VIM_EXPORT void vim_ssd(const Ssd* ssd, int64_t isa, int64_t threads) {
+  VIM_DISPATCH(isa, ssd_forward(*ssd, threads));
+}
+
+VIM_EXPORT void vim_ssd_backward(const Ssd* ssd, const SsdGrads* grads, int64_t isa, int64_t threads) {
+  VIM_DISPATCH(isa, ssd_backward(*ssd, *grads, threads));
 }
 
 VIM_EXPORT void vim_conv(const Conv* conv, int64_t isa, int64_t threads) {

@@ -28,17 +28,19 @@ def load() -> ctypes.CDLL | None:
         path = Path(__file__).with_name(f"_kernels{suffix}")
         if path.exists():
             try:
-                found = ctypes.CDLL(str(path))
-            except OSError as error:  # built for another machine, or damaged
+                return _declare(ctypes.CDLL(str(path)))
+            except (OSError, AttributeError) as error:  # built for another machine, damaged, or of another version
                 warnings.warn(f"cannot load the native kernels, PyTorch's serve instead: {error}", stacklevel=2)
-                return None
-            for name in ("vim_scan", "vim_conv", "vim_norm"):
-                getattr(found, name).argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64]
-                getattr(found, f"{name}_backward").argtypes = [ctypes.c_char_p] * 2 + [ctypes.c_int64] * 2
-            for name in ("vim_best_isa", "vim_saved_every", "vim_conv_tokens", "vim_norm_rows"):
-                getattr(found, name).restype = ctypes.c_int64
-            return found
     return None
+
+
+def _declare(found: ctypes.CDLL) -> ctypes.CDLL:
+    for name in ("vim_scan", "vim_ssd", "vim_conv", "vim_norm"):
+        getattr(found, name).argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64]
+        getattr(found, f"{name}_backward").argtypes = [ctypes.c_char_p] * 2 + [ctypes.c_int64] * 2
+    for name in ("best_isa", "saved_every", "ssd_saved_every", "conv_tokens", "norm_rows"):
+        getattr(found, f"vim_{name}").restype = ctypes.c_int64
+    return found
 
 
 @functools.cache
