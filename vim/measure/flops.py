@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import vim  # noqa: F401  registers the ops and the models
+import vim.kernels.scan.states  # noqa: F401  registers an op that has a formula
 from vim.errors import UserError, describe
 from vim.layers import S6
 from vim.registry import check_name
