@@ -16,7 +16,6 @@ from .backends import choose_backend, implementation
 from .directions import empty_gradient, empty_like_tokens, tokens_contiguous
 
 LIBRARY = torch.library.Library("vim", "FRAGMENT")
-TO_COME = {("ssd", "triton")}  # folders without this backend: PyTorch's products serve
 
 
 class Scan:
@@ -85,15 +84,11 @@ class Scan:
         self.check(inputs, chosen)
         return inputs, chosen
 
-    def _choose(self, options: Any, values: Tensor) -> str:
-        backend = choose_backend(options.backend, values)
-        return "chunked" if (self.folder, backend) in TO_COME else backend
-
     def forward(
         self, *tensors: Tensor | None, save: bool = False, **keywords: object
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         inputs, options = self.named(tensors, keywords)
-        backend = self._choose(options, inputs[0])
+        backend = choose_backend(options.backend, inputs[0])
         run = getattr(implementation(self.folder, backend), self.name)
         if backend in ("cpu", "triton"):
             y, state, ungated, saved = run(inputs, options, save=save)
@@ -112,7 +107,7 @@ class Scan:
         b, k, l, *sizes = values.shape
         y = empty_like_tokens(values, (b, k if options.combine == "none" else 1, l, *sizes), values.dtype)
         state = A.new_empty((b, k, *sizes, inputs.B.shape[4]) if options.return_last_state else 0)
-        backend = self._choose(options, values)
+        backend = choose_backend(options.backend, values)
         if backend in ("cpu", "triton"):
             return y, state, *implementation(self.folder, backend).kept_for_backward(inputs, options, save)
         return y, state, y.new_empty(0), y.new_empty(0)
@@ -136,7 +131,7 @@ class Scan:
     ) -> tuple[Tensor, ...]:
         inputs, options = self.inputs(*tensors), self.options(**keywords)
         grad_state = grad_state if options.return_last_state else None
-        backend = self._choose(options, inputs[0])
+        backend = choose_backend(options.backend, inputs[0])
         run = getattr(implementation(self.folder, backend), f"{self.name}_backward")
         kept = (ungated, saved) if backend in ("cpu", "triton") else ()
         grads = run(grad_y, grad_state, *kept, inputs, options)
@@ -174,7 +169,7 @@ class Scan:
 
     def reference(self, *tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
         inputs, options = self.named(tensors, keywords)
-        self._choose(options, inputs[0])
+        choose_backend(options.backend, inputs[0])
         y, state = getattr(implementation(self.folder, "reference"), self.name)(inputs, options)
         return y, state if options.return_last_state else state.new_empty(0)
 

@@ -43,3 +43,24 @@ def tile(l, d, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
 @triton.jit
 def sigmoid(x):
     return 1 / (1 + tl.exp2(x * -LOG2E))
+
+
+@triton.jit
+def step_size(delta, bias, SOFTPLUS: tl.constexpr):
+    """Return dt and its derivative by delta, without overflow, and to all digits where log(1 + e) would lose some."""
+    x = delta.to(tl.float32) + bias
+    dt, slope = x, tl.full(x.shape, 1.0, tl.float32)
+    if SOFTPLUS:
+        e = tl.exp2(tl.abs(x) * -LOG2E)
+        # log(1 + e) / e for e in [0, 1], a polynomial fitted to the least relative error: 3e-8
+        log = 0.00523267664 * e - 0.0295051682
+        log = log * e + 0.0782258369
+        log = log * e - 0.13663236
+        log = log * e + 0.191060022
+        log = log * e - 0.24842981
+        log = log * e + 0.333190967
+        log = log * e - 0.499994931
+        log = log * e + 0.99999997
+        dt = tl.maximum(x, 0.0) + log * e
+        slope = tl.where(x < 0, e, 1.0) / (1 + e)
+    return dt, slope

@@ -16,9 +16,9 @@ import triton
 from torch import Tensor
 
 from ..directions import MaybeTensor, dense, empty_rows, pack, unit_stride
+from ..gate import combine_directions, differentiate_combined
 from ..tiles import on_its_device
 from .reference import Inputs, Options, shape_of_y
-from .triton_gate import combine_directions, differentiate_combined
 from .triton_kernels import ends_kernel, forward_kernel, gradients_kernel, states_kernel
 
 CHUNK = 64  # tokens between two saved states

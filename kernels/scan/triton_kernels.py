@@ -11,7 +11,7 @@ chunks,): only the first number of a grid can be above 65,535.
 import triton
 import triton.language as tl
 
-from ..tiles import LOG2E, sigmoid
+from ..tiles import LOG2E, sigmoid, step_size
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -56,7 +56,7 @@ def forward_kernel(
             place = row * (chunks + 1) + start // CHUNK
             _store_vectors(saved, place * N * d + channel, d, state, inside, N)
         for i in range(start, min(start + CHUNK, last)):
-            x, dt = ahead.to(tl.float32), _step_size(delta_ahead, bias, SOFTPLUS)[0]
+            x, dt = ahead.to(tl.float32), step_size(delta_ahead, bias, SOFTPLUS)[0]
             # load the next token before this one is used, to hide the latency; after the last token, the last again
             u += tl.where(i + 1 < last, step, 0) * u_at[2]
             delta += tl.where(i + 1 < last, step, 0) * delta_at[2]
@@ -114,7 +114,7 @@ def ends_kernel(
     total = tl.zeros([BLOCK], tl.float32)
     for _ in range(first, last):
         drive = tl.load(x + channel, inside, 0.0).to(tl.float32)
-        dt = _step_size(tl.load(delta + channel, inside, 0.0), bias, SOFTPLUS)[0]
+        dt = step_size(tl.load(delta + channel, inside, 0.0), bias, SOFTPLUS)[0]
         total += dt
         if not BACKWARDS:
             drive *= dt
@@ -162,7 +162,7 @@ def states_kernel(
     for _ in range(first, last):
         x = tl.load(u + channel, inside, 0.0).to(tl.float32)
         grad = tl.load(dy + channel, inside, 0.0).to(tl.float32)
-        dt = _step_size(tl.load(delta + channel, inside, 0.0), bias, SOFTPLUS)[0]
+        dt = step_size(tl.load(delta + channel, inside, 0.0), bias, SOFTPLUS)[0]
         since += dt
         drive, weight = dt * x, since * grad
         total = tl.zeros([BLOCK], tl.float32)
@@ -239,7 +239,7 @@ def gradients_kernel(
         for _ in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, last)):
             x = tl.load(u + channel, inside, 0.0).to(tl.float32)
             grad = tl.load(dy + channel, inside, 0.0).to(tl.float32)
-            dt, slope = _step_size(tl.load(delta + channel, inside, 0.0), bias, SOFTPLUS)
+            dt, slope = step_size(tl.load(delta + channel, inside, 0.0), bias, SOFTPLUS)
             drive = dt * x
             weight = since * drive
             to_drive, through = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
@@ -386,24 +386,3 @@ def _pass_segment(state, ends, steps, place, rates, d, channel, inside, N: tl.co
     for n in tl.static_range(N):
         moved = moved + (tl.exp2(dt * rates[n]) * state[n] + end[n],)
     return moved
-
-
-@triton.jit
-def _step_size(delta, bias, SOFTPLUS: tl.constexpr):
-    """Return dt and its derivative by delta, without overflow, and to all digits where log(1 + e) would lose some."""
-    x = delta.to(tl.float32) + bias
-    dt, slope = x, tl.full(x.shape, 1.0, tl.float32)
-    if SOFTPLUS:
-        e = tl.exp2(tl.abs(x) * -LOG2E)
-        # log(1 + e) / e for e in [0, 1], a polynomial fitted to the least relative error: 3e-8
-        log = 0.00523267664 * e - 0.0295051682
-        log = log * e + 0.0782258369
-        log = log * e - 0.13663236
-        log = log * e + 0.191060022
-        log = log * e - 0.24842981
-        log = log * e + 0.333190967
-        log = log * e - 0.499994931
-        log = log * e + 0.99999997
-        dt = tl.maximum(x, 0.0) + log * e
-        slope = tl.where(x < 0, e, 1.0) / (1 + e)
-    return dt, slope

@@ -1,10 +1,7 @@
-"""Search for the fastest configuration of the scan on a GPU, by hand or from `python -m vim.measure.gpu`.
+"""Search for the fastest configuration of the scan on a GPU: see :mod:`vim.kernels.tune`.
 
-    from vim.kernels.scan.tune import tune
-    tune(b=64, k=2, l=197, d=768, n=16)
-
-The result goes into `TUNED` of triton.py by hand, with the GPU's name. Nothing is tuned at run time, because results
-differ in the last bit between configurations. If no measured configuration beats the default, this file and `TUNED` go.
+from vim.kernels.scan.tune import tune
+tune(b=64, k=2, l=197, d=768, n=16)
 """
 
 from collections.abc import Callable
@@ -12,6 +9,7 @@ from collections.abc import Callable
 import torch
 import triton
 
+from ..tune import search, segments
 from . import triton as backend
 from .reference import Inputs, Options
 
@@ -56,18 +54,7 @@ def tune(
         y, _, ungated, saved = backend.selective_scan(inputs, options, save=True)
         backend.selective_scan_backward(y, None, ungated, saved, inputs, options)
 
-    shape, found = (b * k, l, d, 1, n), []
-    before = backend.TUNED.get(shape)
-    chunks = triton.cdiv(l, backend.CHUNK)
-    default = backend.configuration(*shape)[1]
-    segments = sorted({default, *(triton.cdiv(chunks, parts) * backend.CHUNK for parts in (1, 2, 4, 8, 16))})
-    try:
-        for block in (32, 64):
-            for segment in segments:
-                backend.TUNED[shape] = (block, segment)
-                found.append((float(time(run)), block, segment))
-    finally:
-        backend.TUNED.pop(shape)
-        if before is not None:
-            backend.TUNED[shape] = before
-    return sorted(found)
+    key = (b * k, l, d, 1, n)
+    lengths = sorted(segments(l, backend.CHUNK) | {backend.configuration(*key)[1]})
+    candidates = [(block, length) for block in (32, 64) for length in lengths]
+    return search(backend.TUNED, key, candidates, lambda: time(run))

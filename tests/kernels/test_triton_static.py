@@ -53,3 +53,11 @@ def test_instructions_a_state_update(figures):
     assert {row["kernel"] for row in scans} >= {"forward_kernel", "states_kernel", "gradients_kernel"}
     for row in scans:
         assert row["per_update"] <= MOST[row["kernel"], row["block"]][1], row
+
+
+def test_state_space_duality_multiplies_matrices():
+    rows = run("--architectures", "90", "--ssd", "bfloat16", "64", "64")
+    assert {row["kernel"] for row in rows} >= {"forward_kernel", "states_kernel", "gradients_kernel", "pass_kernel"}
+    for row in rows:
+        assert (row["matrix"] > 0) == (row["states"] is not None), row  # in every kernel with matrices of states
+        assert row["spilled"] == 0, row

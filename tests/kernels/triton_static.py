@@ -1,6 +1,7 @@
-"""What Triton's compiler makes of every kernel, with no GPU: registers, spills, instructions a state update.
+"""What Triton's compiler makes of every kernel, with no GPU: registers, spills, instructions.
 
     python tests/kernels/triton_static.py [--states 16] [--architectures 80 90]
+    python tests/kernels/triton_static.py --ssd bfloat16 64 64
 
 The ops run on tensors without memory, by default of Vim-Small's sizes; their launches are recorded, and compiled. A
 state update is one of n in one channel and token: what a loop executes for a token is shared out among a thread's.
@@ -21,11 +22,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from vim.kernels import gate
 from vim.kernels.conv1d import triton as conv1d
 from vim.kernels.norm import triton as norm
 from vim.kernels.scan import triton as scan
-from vim.kernels.scan import triton_gate
 from vim.kernels.scan.reference import Inputs, Options
+from vim.kernels.ssd import reference as duality
+from vim.kernels.ssd import triton as ssd
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -46,7 +49,7 @@ class Recorder:
 def record(launch):
     """The launches that `launch()` makes: (kernel, arguments, options)."""
     recorders = []
-    for module in (conv1d, norm, scan, triton_gate):
+    for module in (conv1d, gate, norm, scan, ssd):
         for name, kernel in vars(module).items():
             if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel"):
                 recorders.append((module, name, Recorder(kernel)))
@@ -130,8 +133,9 @@ def measure(kernel, args, options, architecture):
         "states": options.get("N"),
         "registers": figures["REG"],
         "spilled": figures["STACK"] + sum(i.startswith(("LDL", "STL")) for i in instructions),
+        "matrix": sum(i.startswith(("HGMMA", "HMMA")) for i in instructions),  # on tensor cores
     }
-    if "N" in options:
+    if "BLOCK" in options and "N" in options:
         body = main_loop(instructions, labels)
         updates = options["N"] * options["BLOCK"] // 32  # a token, for each thread of the warp
         exponentials = sum("MUFU.EX2" in i for i in body)
@@ -159,6 +163,22 @@ def forward_and_backward(b, k, l, d, n, dtype=torch.bfloat16):
     norm.rms_norm_backward(x, x, weight, 1e-5)
 
 
+def ssd_forward_and_backward(dtype, p, n):
+    """State space duality with everything a block may give; of many images, then of one long sequence."""
+    k, h, kind = 2, 6, getattr(torch, dtype)
+
+    def empty(*sizes, dtype=kind):
+        return torch.empty(*sizes, dtype=dtype, device="meta")
+
+    for b, l in ((64, 197), (1, 6085)):
+        narrow, vector = empty(b, k, l, 1, n), empty(k, h, dtype=torch.float32)
+        optional = empty(k, h, p, dtype=torch.float32), empty(b, k, l, h, p), vector
+        inputs = duality.Inputs(empty(b, k, l, h, p), empty(b, k, l, h), vector, narrow, narrow, *optional)
+        options = duality.Options([False, True], dt_softplus=True)
+        y, _, ungated, saved = ssd.ssd(inputs, options, save=True)
+        ssd.ssd_backward(y, None, ungated, saved, inputs, options)
+
+
 def unusual():
     """The scan with nothing optional, then with everything; in segments and with the states in parts."""
     scan.MOST_STATES = 2
@@ -184,11 +204,15 @@ def main():
     parser.add_argument("--tokens", type=int, default=197)
     parser.add_argument("--channels", type=int, default=768)
     parser.add_argument("--unusual", action="store_true", help="also what Vim does not use")
+    parser.add_argument("--ssd", nargs=3, metavar=("DTYPE", "P", "N"), help="state space duality instead")
     parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90])
     options = parser.parse_args()
     sizes = (options.images, 2, options.tokens, options.channels)
     launches = [launch for n in options.states for launch in record(partial(forward_and_backward, *sizes, n))]
     launches += record(unusual) if options.unusual else []
+    if options.ssd:
+        dtype, *heads = options.ssd
+        launches = record(partial(ssd_forward_and_backward, dtype, *map(int, heads)))
     launches = list(
         {(id(kernel), str(options)): (kernel, args, options) for kernel, args, options in launches}.values()
     )

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""The sum or mean of a scan's directions and its gate silu(z) on a GPU, in Triton, with their gradients.
+"""The sum or mean of directions and the gate silu(z) on a GPU, in Triton, with their gradients.
 
 Sizes: b images, k directions of x, l tokens, d channels.
 """
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tiles import grid, sigmoid, tile
+from .tiles import grid, sigmoid, tile
 
 TOKENS, CHANNELS = 8, 128  # of a program
 LAUNCH: dict[str, object] = {"num_warps": 4, "TOKENS": TOKENS, "CHANNELS": CHANNELS, "enable_fp_fusion": True}
