@@ -17,9 +17,9 @@ from vim.kernels import selective_scan  # noqa: E402
 from vim.measure.gpu import STAGES, card, check, command, correct, large, models, ops, profile, train, tune, usage  # noqa: E402
 from vim.measure.gpu.check import Check, compare  # noqa: E402
 from vim.measure.gpu.inputs import alternating, draw_scan  # noqa: E402
-from vim.measure.gpu.shapes import REAL, TOY, Scan  # noqa: E402
+from vim.measure.gpu.shapes import REAL, TOY, Scan, Ssd  # noqa: E402
 from vim.measure.gpu.stage import Failure, Stage, append, read  # noqa: E402
-from vim.measure.gpu.table import LAYER, LONG, TARGETS, passed, table  # noqa: E402
+from vim.measure.gpu.table import LAYER, LONG, LONG_SSD, TARGETS, passed, table  # noqa: E402
 from vim.measure.models import attention  # noqa: E402
 
 ON_CPU = pytest.mark.skipif(card.DEVICE == "cuda", reason="for a machine without a GPU")
@@ -47,7 +47,18 @@ def test_correct(rehearse):
     assert failures == []
     assert [check.case for check in checks if not check.passed] == []
     names = {check.case.split("(")[0].strip() for check in checks}
-    assert names >= {"reference", "scan Scan", "conv Conv", "norm Norm", "torch.compile", "CUDA graph", "checkpointing"}
+    assert names >= {
+        "reference",
+        "scan Scan",
+        "ssd Ssd",
+        "torch.compile, ssd",
+        "CUDA graph, ssd",
+        "conv Conv",
+        "norm Norm",
+        "torch.compile",
+        "CUDA graph",
+        "checkpointing",
+    }
     assert names >= {"test_vim, amp bf16", "scan, 2^31 elements", "scan, 2^31 elements of an image"}
 
 
@@ -58,8 +69,12 @@ def test_ops(rehearse):
     expected = [(op, by, run) for op, by, _, runs in ops.COMPARED if by not in ops.PACKAGES for run in runs]
     for layer in TOY.layers:
         assert [(row.op, row.by, row.run) for row in rows if row.layer == layer] == expected
+    for layer in TOY.ssd_layers:
+        expected = [(op, by, run) for op, by, _, runs in ops.SSD_COMPARED for run in runs]
+        assert [(row.op, row.by, row.run) for row in rows if row.layer == layer] == expected
     assert all(row.milliseconds > 0 and row.bandwidth > 0 for row in rows)
-    assert all((row.exponentials > 0) == (row.op == "scan") for row in rows)
+    assert all((row.exponentials > 0) == (row.op in ("scan", "ssd")) for row in rows)
+    assert all((row.products > 0) == (row.op == "ssd") for row in rows)
 
 
 def test_models(rehearse, monkeypatch):
@@ -77,7 +92,9 @@ def test_models(rehearse, monkeypatch):
 def test_tune(rehearse, tmp_path):
     rows, failures = rehearse(tune, tune.Tuned)
     assert failures == []
-    assert [row.layer for row in rows] == list(TOY.layers)
+    assert [row.layer for row in rows] == [*TOY.layers, *TOY.ssd_layers]
+    assert [row.op for row in rows] == ["scan", "scan", "ssd"]
+    rows = [row for row in rows if row.op == "scan"]
     fast = [
         replace(row, key=(1, i, 3, 1, 2), milliseconds=1.0, default_milliseconds=1.0 + i) for i, row in enumerate(rows)
     ]
@@ -224,19 +241,24 @@ def pscan(A, X):
 
 def test_the_least_work():
     shape = Scan(2, 2, 3, 8, n=4)  # 96 elements of a row's tensor, 48 of an image's, 48 of B
-    assert ops.least("scan", shape, "forward") == (2 * 96 + 2 * 48 + 2 * 48, 6 * 96)
-    assert ops.least("scan", shape, "forward+backward") == (6 * 96 + 6 * 48 + 5 * 48, 18 * 96)
-    assert ops.least("conv", shape, "forward") == (2 * 96, 0)
-    assert ops.least("norm", shape, "forward+backward") == (5 * 24, 0)
-    assert ops.least("attention", shape, "forward") == (4 * 24, 0)
+    assert ops.least("scan", shape, "forward") == (2 * 96 + 2 * 48 + 2 * 48, 6 * 96, 0)
+    assert ops.least("scan", shape, "forward+backward") == (6 * 96 + 6 * 48 + 5 * 48, 18 * 96, 0)
+    assert ops.least("conv", shape, "forward") == (2 * 96, 0, 0)
+    assert ops.least("norm", shape, "forward+backward") == (5 * 24, 0, 0)
+    assert ops.least("attention", shape, "forward") == (4 * 24, 0, 0)
+    shape = Ssd(2, 1, 3, 4, p=2, g=2, n=4)  # 48 elements of x, 24 steps, 48 of B
+    assert ops.least("ssd", shape, "forward") == (48 + 24 + 2 * 48 + 48, 36 * 24, 64 * 48 + 64 * 48 + 16 * 48)
+    assert ops.least("ssd", shape, "forward+backward")[0] == 4 * 48 + 3 * 24 + 6 * 48 + 48
 
 
 @pytest.mark.parametrize("shapes", [REAL, TOY], ids=["real", "toy"])
 def test_shapes_have_what_the_table_wants(shapes):
-    assert {LAYER, LONG} <= set(shapes.layers)
+    assert {LAYER, LONG} <= set(shapes.layers) and LONG_SSD in shapes.ssd_layers
     assert next(iter(shapes.layers)) == LAYER  # the one that is profiled
     assert len(set(shapes.models)) == len(shapes.models)
-    assert shapes.scans[0].k == 2  # what is compiled and captured has two directions
+    assert (
+        shapes.scans[0].k == shapes.ssds[0].k == 2 and not shapes.ssds[0].views
+    )  # what is compiled and captured has two directions
     for elements in (shapes.large.images * shapes.large.tokens, shapes.large.long):
         assert (elements * shapes.large.channels > 2**31) == (shapes is REAL)
 
@@ -350,14 +372,16 @@ def write_results(out, *, wrong=False, missed=False):
     """Rows as a GPU might give them."""
     out.mkdir()
     append(out / "correct.jsonl", Check("scan Scan(1)", "bfloat16", 2.0 if wrong else 0.5, "output 0", True, 7))
-    append(out / "ops.jsonl", ops.Ceilings("a card", 4e12, 3e12))
+    append(out / "ops.jsonl", ops.Ceilings("a card", 4e12, 3e12, 6e14))
     for layer in REAL.layers:
         for op, by, _, runs in ops.COMPARED:
             for run in runs:
                 time = {"triton": 0.2 if missed else 0.1, "chunked": 0.3}.get(by, 0.15 if op == "scan" else 0.4)
                 time *= 1 if run == "forward" else 3
-                row = ops.OpTime(op, layer, by, run, time, 0.5, 0.4 if missed else 0.7, 1.0)
+                row = ops.OpTime(op, layer, by, run, time, 0.5, 0.4 if missed else 0.7, 0.0, 1.0)
                 append(out / "ops.jsonl", row)
+    for op, time in (("ssd", 0.1), ("scan", 0.3 if missed else 0.6)):
+        append(out / "ops.jsonl", ops.OpTime(op, LONG_SSD, "triton", "forward", time, 0.5, 0.5, 0.5, 1.0))
     for case in REAL.models:
         time = 3.0 if case.attention == "plain" else 1.0
         peak = 10.0 * ((case.img_size // 16) ** 2 + 1) if case.run != "forward" else 100.0 * time**3
@@ -366,7 +390,7 @@ def write_results(out, *, wrong=False, missed=False):
     append(
         out / "profile.jsonl", profile.Profiled("forward_kernel", {"occupancy": 44.0}, {"wait": 2.0, "mio": 1.0}, {})
     )
-    append(out / "tune.jsonl", tune.Tuned("a card", LAYER, (1, 2, 3, 1, 16), (64, 64), 1.0, (32, 64), 2.0))
+    append(out / "tune.jsonl", tune.Tuned("a card", "scan", LAYER, (1, 2, 3, 1, 16), (64, 64), 1.0, (32, 64), 2.0))
     return out
 
 
@@ -377,18 +401,18 @@ def test_the_table(tmp_path):
     assert lines[0] == "a card: copies 4.00 TB/s, 3.00 T exponentials/s"
     targets = lines[2 : 2 + len(TARGETS)]
     figures = [float(line.split()[-1]) for line in targets]  # nothing is missed
-    assert figures == pytest.approx([0, 0.7, 0.7, 0.1, 3, 3, 0.667, 1, 3, 0.963, 1, 0], abs=1e-3)
+    assert figures == pytest.approx([0, 0.7, 0.7, 0.1, 3, 3, 6, 0.667, 1, 3, 0.963, 1, 0], abs=1e-3)
     assert passed(tmp_path / "good")
     assert "scan bfloat16 0.50" in "\n".join(lines)
-    assert "tuned: 1 of 1 layers gain, at most 2.00 x; in tuned.py" in lines
+    assert "tuned: 1 of 1 layers gain, at most 2.00 x; in tuned_*.py" in lines
     assert "  forward_kernel: occupancy 44, stalls on wait" in lines
-    assert "  12 more in ops.jsonl" in lines
+    assert "  13 more in ops.jsonl" in lines
 
 
 def test_what_is_missed_or_wrong(tmp_path):
     lines = table(write_results(tmp_path / "bad", wrong=True, missed=True))
     missed = [line for line in lines if line.endswith("MISSED")]
-    assert len(missed) == 6
+    assert len(missed) == 7
     assert not passed(tmp_path / "bad")
     assert "  FAILED scan Scan(1): output 0 2, seed 7" in lines
 

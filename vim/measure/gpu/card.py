@@ -96,6 +96,13 @@ def exponentials_per_second(time: Clock, programs: int, rounds: int) -> float:
     return programs * BLOCK * rounds * UNROLL / (1e-3 * time(launch))
 
 
+def products_per_second(time: Clock, size: int) -> float:
+    """Rate of additions and multiplications in the product of two square bfloat16 matrices."""
+    matrix = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
+    target = torch.empty_like(matrix)
+    return 2 * size**3 / (1e-3 * time(partial(torch.mm, matrix, matrix, out=target)))
+
+
 @triton.jit
 def _exponentials_kernel(values, rounds, BLOCK: tl.constexpr, UNROLL: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

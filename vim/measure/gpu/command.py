@@ -23,7 +23,7 @@ def run_stages(out: Path, minutes: float, names: Sequence[str], *, rehearse: boo
     """Run stages in the order of their worth and write `table.txt`.
 
     Args:
-        out: gets NAME.jsonl of each stage, `tuned.py` and `table.txt`.
+        out: gets NAME.jsonl of each stage, `tuned_scan.py`, `tuned_ssd.py` and `table.txt`.
         minutes: for all stages together.
         names: of the stages.
         rehearse: run toy shapes; without a GPU, in Triton's interpreter.

@@ -14,8 +14,19 @@ from vim.kernels import causal_conv1d, rms_norm, selective_scan
 from vim.measure.gpu import large, usage
 from vim.measure.gpu.card import DEVICE
 from vim.measure.gpu.check import Check, compare, new_seed
-from vim.measure.gpu.inputs import Named, Op, alternating, draw_conv, draw_norm, draw_scan, in_float64, results
-from vim.measure.gpu.shapes import Conv, Norm, Scan
+from vim.measure.gpu.inputs import (
+    Named,
+    Op,
+    alternating,
+    draw_conv,
+    draw_norm,
+    draw_scan,
+    draw_ssd,
+    duality,
+    in_float64,
+    results,
+)
+from vim.measure.gpu.shapes import Conv, Norm, Scan, Ssd
 from vim.measure.gpu.stage import Stage
 
 
@@ -29,9 +40,10 @@ def run(stage: Stage) -> None:
     cases: dict[str, Callable[[], Check]] = {
         "reference": partial(check_reference, shapes.scans[0]),
         **{f"scan {shape}": partial(check_scan, shape) for shape in shapes.scans},
+        **{f"ssd {shape}": partial(check_ssd, shape) for shape in shapes.ssds},
         **{f"conv {shape}": partial(check_conv, shape) for shape in shapes.convs},
         **{f"norm {shape}": partial(check_norm, shape) for shape in shapes.norms},
-        **usage.cases(shapes.scans[0], shapes.checked_model),
+        **usage.cases(shapes.scans[0], shapes.ssds[0], shapes.checked_model),
     }
     stage.each(cases)
     stage.each(large.cases(shapes.large), shared=False)
@@ -53,6 +65,13 @@ def check_scan(shape: Scan) -> Check:
     seed = new_seed()
     inputs = draw_scan(shape, seed, DEVICE)
     return check_op(f"scan {shape}", shape.dtype, seed, inputs, partial(scan, shape), "chunked")
+
+
+def check_ssd(shape: Ssd) -> Check:
+    """Check state space duality against the chunked backend."""
+    seed = new_seed()
+    inputs = draw_ssd(shape, seed, DEVICE)
+    return check_op(f"ssd {shape}", shape.dtype, seed, inputs, partial(duality, shape), "chunked")
 
 
 def check_conv(shape: Conv) -> Check:

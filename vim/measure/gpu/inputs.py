@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vim.measure.gpu.shapes import Conv, Norm, Scan
+from vim.kernels import ssd
+from vim.measure.gpu.shapes import Conv, Norm, Scan, Ssd
 
 Named = dict[str, Tensor]
 Op = Callable[..., tuple[Tensor, ...]]  # takes its inputs by name
@@ -52,6 +53,31 @@ def draw_scan(shape: Scan, seed: int, device: str) -> Named:
     return {name: inputs[name] for name in wanted}
 
 
+def draw_ssd(shape: Ssd, seed: int, device: str) -> Named:
+    """Draw the inputs of state space duality by name, with the decays and step sizes of a Mamba-2 block."""
+    b, k, l, h, p, g, n, *_ = shape
+    draw = Draw(seed, device, shape.dtype)
+    if shape.views:  # x, B and C are parts of one tensor, which the directions share
+        parts = draw(b, 1, l, h * p + 2 * g * n).expand(b, k, -1, -1).split([h * p, g * n, g * n], -1)
+        x, B, C = parts[0].unflatten(-1, (h, p)), parts[1].unflatten(-1, (g, n)), parts[2].unflatten(-1, (g, n))
+    else:
+        x, B, C = draw(b, k, l, h, p), draw(b, k, l, g, n), draw(b, k, l, g, n)
+    dt = draw(b, k, l, h) * 0.5
+    inputs = {
+        "x": x,
+        "dt": dt if "dt_bias" in shape.given else dt.float().sub(3).exp().to(dt.dtype),
+        "A": -draw(k, h, dtype=torch.float32).exp() * 4,
+        "B": B,
+        "C": C,
+        "D": draw(k, h, p, dtype=torch.float32),
+        "z": draw(b, k, l, h, p) if shape.combine == "none" else draw(b, l, h, p),
+        "dt_bias": draw(k, h, dtype=torch.float32) - 3,  # steps of about 0.05
+        "initial_state": draw(b, k, h, p, n, dtype=torch.float32),
+    }
+    wanted = ("x", "dt", "A", "B", "C", *shape.given.split())
+    return {name: inputs[name] for name in wanted}
+
+
 def draw_conv(shape: Conv, seed: int, device: str) -> Named:
     """Draw the inputs of a convolution by name."""
     b, k, l, d, w, _, full = shape
@@ -69,6 +95,22 @@ def draw_norm(shape: Norm, seed: int, device: str) -> Named:
 def alternating(k: int) -> list[bool]:
     """Every second direction runs backwards."""
     return [i % 2 == 1 for i in range(k)]
+
+
+def duality(shape: Ssd, backend: str, **inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return y and the last state of state space duality."""
+    out = ssd(
+        **inputs,
+        dt_softplus="dt_bias" in shape.given,
+        reverse=alternating(shape.k),
+        combine=shape.combine,
+        return_last_state=True,
+        backend=backend,
+        dt_limit=(0.0, math.inf),
+        chunk_size=None,
+    )
+    assert isinstance(out, tuple)
+    return out
 
 
 def in_float64(inputs: Named) -> Named:

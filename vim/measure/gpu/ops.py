@@ -2,7 +2,7 @@
 
 import importlib.util
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, cast
@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vim.kernels import causal_conv1d, rms_norm, selective_scan
+from vim.kernels import causal_conv1d, rms_norm, selective_scan, ssd
 from vim.kernels.scan import chunked
 from vim.kernels.scan.reference import Inputs, Options
 from vim.measure.gpu import card
-from vim.measure.gpu.inputs import Draw, Named, alternating, draw_conv, draw_norm, draw_scan
-from vim.measure.gpu.shapes import Conv, Norm, Scan
+from vim.measure.gpu.inputs import Draw, Named, alternating, draw_conv, draw_norm, draw_scan, draw_ssd
+from vim.measure.gpu.shapes import Conv, Norm, Scan, Ssd
 from vim.measure.gpu.stage import Failure, Stage
 from vim.measure.timing import Run
 
@@ -43,6 +43,8 @@ COMPARED = (
     *(Compared("scan", "mambapy", 197), Compared("scan", "reference", 197)),
     Compared("scan", "compiled", 197, ("forward",)),
 )
+# in the layers of state space duality, whose scan has as many channels and states
+SSD_COMPARED = (Compared("ssd", "triton"), Compared("scan", "triton"), Compared("ssd", "chunked"))
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Ceilings:
     card: str
     copied_bytes: float
     exponentials: float
+    products: float  # additions and multiplications, in a product of bfloat16 matrices
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class OpTime:
             tokens and d / 2 channels, "mamba_ssm" the published CUDA kernel on channel-first tensors, and "mambapy" its
             parallel scan, of one direction without the rest.
         bandwidth: the least bytes over the time, as a part of the copy's.
-        exponentials: the least exponentials over the time, as a part of the measured rate; of the scan only.
+        exponentials: the least exponentials over the time, as a part of the measured rate; of the scans only.
+        products: the additions and multiplications over the time, as a part of the measured rate; of ssd only.
         peak_mb: allocated during a call, on top of the inputs.
     """
 
@@ -74,6 +78,7 @@ class OpTime:
     milliseconds: float
     bandwidth: float
     exponentials: float
+    products: float
     peak_mb: float
 
 
@@ -84,26 +89,31 @@ def run(stage: Stage) -> None:
         card.name(),
         card.bytes_per_second(stage.clock, shapes.copied),
         card.exponentials_per_second(stage.clock, shapes.programs, shapes.rounds),
+        card.products_per_second(stage.clock, shapes.multiplied),
     )
     stage.write(ceilings)
     cases: dict[str, Callable[[], OpTime]] = {}
-    for op, by, tokens, runs in COMPARED:
+    measured: list[tuple[Compared, Mapping[str, Scan | Ssd]]] = [(compared, shapes.layers) for compared in COMPARED]
+    measured += [(compared, shapes.ssd_layers) for compared in SSD_COMPARED]
+    for (op, by, tokens, runs), layers in measured:
         if by in PACKAGES and importlib.util.find_spec(by) is None:
             stage.write(Failure(f"{op}, {by}", "left out: it is not installed"))
         elif by == "triton" or not stage.warm:  # nothing else is compiled by Triton
-            for (layer, shape), run in itertools.product(shapes.layers.items(), runs):
+            for (layer, shape), run in itertools.product(layers.items(), runs):
                 if shape.l <= tokens:
                     case = partial(measure, stage.clock, ceilings, op, layer, shape, by, run)
                     cases[f"{op}, {layer}, {by}, {run}"] = case
     stage.each(cases)
 
 
-def measure(clock: card.Clock, ceilings: Ceilings, op: str, layer: str, shape: Scan, by: str, run: str) -> OpTime:
+def measure(clock: card.Clock, ceilings: Ceilings, op: str, layer: str, shape: Scan | Ssd, by: str, run: str) -> OpTime:
     """Time one op."""
+    if op == "scan" and isinstance(shape, Ssd):
+        shape = Scan(shape.b, shape.k, shape.l, shape.h * shape.p, n=shape.n, given="D delta_bias")
     call, inputs = OPS[op](shape, by)
     step = forward(call, inputs) if run == "forward" else forward_and_backward(call, inputs)
     milliseconds = clock(step)
-    elements, exponentials = least(op, shape, run)
+    elements, exponentials, products = least(op, shape, run)
     return OpTime(
         op,
         layer,
@@ -112,6 +122,7 @@ def measure(clock: card.Clock, ceilings: Ceilings, op: str, layer: str, shape: S
         milliseconds,
         bandwidth=2 * elements / (1e-3 * milliseconds * ceilings.copied_bytes),
         exponentials=exponentials / (1e-3 * milliseconds * ceilings.exponentials),
+        products=products / (1e-3 * milliseconds * ceilings.products),
         peak_mb=card.peak_mb(step),
     )
 
@@ -133,6 +144,12 @@ def scan(shape: Scan, by: str) -> tuple[Op, Named]:
     return cast(Op, ours), inputs  # y alone: no last state is asked for
 
 
+def duality(shape: Ssd, by: str) -> tuple[Op, Named]:
+    """State space duality of a layer, and its inputs."""
+    ours = partial(ssd, dt_softplus=True, reverse=alternating(shape.k), combine=shape.combine, backend=by)
+    return cast(Op, ours), draw_ssd(shape, 0, card.DEVICE)
+
+
 def conv(shape: Scan, by: str) -> tuple[Op, Named]:
     """The convolution of a layer, and its inputs."""
     inputs = draw_conv(Conv(shape.b, shape.k, shape.l, shape.d), 0, card.DEVICE)
@@ -151,7 +168,13 @@ def attention(shape: Scan, by: str) -> tuple[Op, Named]:
     return _flash_attention, inputs
 
 
-OPS = {"scan": scan, "conv": conv, "norm": norm, "attention": attention}
+OPS: dict[str, Callable[..., tuple[Op, Named]]] = {
+    "scan": scan,
+    "ssd": duality,
+    "conv": conv,
+    "norm": norm,
+    "attention": attention,
+}
 
 
 def _flash_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -205,21 +228,37 @@ def forward_and_backward(call: Op, inputs: Named) -> Run:
     return step
 
 
-def least(op: str, shape: Scan, run: str) -> tuple[int, int]:
-    """The elements that a run must read and write, and the exponentials that it must compute.
+def least(op: str, shape: Scan | Ssd, run: str) -> tuple[int, int, int]:
+    """The elements that a run must read and write, and the exponentials and products that it must compute.
 
     Inputs and gradients are read once, outputs and gradients written once. A scan takes n + 2 exponentials for each
     image, direction, token and channel: n decays and a softplus. Its backward pass takes them twice.
     """
+    backward = run != "forward"
+    if isinstance(shape, Ssd):
+        return _least_of_ssd(shape, backward)
     b, k, l, d, _, n, *_ = shape
     rows, one, narrow = b * k * l * d, b * l * d, b * k * l * n
-    backward = run != "forward"
     if op == "scan":
         forward = 2 * rows + 2 * narrow + 2 * one  # u, delta; B, C; z, y
         elements = forward + (4 * rows + 4 * narrow + 3 * one) * backward  # du, ddelta; dB, dC; dy, dz
-        return elements, (n + 2) * rows * (3 if backward else 1)
+        return elements, (n + 2) * rows * (3 if backward else 1), 0
     if op == "conv":
-        return (5 if backward else 2) * rows, 0
+        return (5 if backward else 2) * rows, 0, 0
     if op == "norm":
-        return (5 if backward else 2) * (one // 2), 0
-    return (4 + 8 * backward) * (one // 2), 0  # q, k, v, y; the same again, dy, dq, dk, dv
+        return (5 if backward else 2) * (one // 2), 0, 0
+    return (4 + 8 * backward) * (one // 2), 0, 0  # q, k, v, y; the same again, dy, dq, dk, dv
+
+
+def _least_of_ssd(shape: Ssd, backward: bool) -> tuple[int, int, int]:
+    """As :func:`least`, with chunks of 64 tokens, of whose pairs half are in order, and no gate.
+
+    Four products of matrices go forwards: pairs of tokens, from pairs to y, to the state and from the state. Backwards
+    each has two, and the pairs are made again.
+    """
+    b, k, l, h, p, g, n, *_ = shape
+    rows, steps, narrow, one = b * k * l * h * p, b * k * l * h, b * k * l * g * n, b * l * h * p
+    elements = rows + steps + 2 * narrow + one  # x, dt, B and C, y
+    elements += (2 * rows + 2 * steps + 4 * narrow + one) * backward  # x, dx; dt, ddt; B, C, dB, dC; dy
+    pairs, products = 64 * n * b * k * l * g, 64 * rows + 4 * n * rows
+    return elements, (64 // 2 + 4) * steps * (2 if backward else 1), (pairs + products) * (3 if backward else 1)

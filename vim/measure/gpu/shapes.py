@@ -51,6 +51,22 @@ class Norm(NamedTuple):
     dtype: str = "bfloat16"
 
 
+class Ssd(NamedTuple):
+    """One call of state space duality, with h heads of p channels; the rest is as in :class:`Scan`."""
+
+    b: int
+    k: int
+    l: int
+    h: int
+    p: int = 64
+    g: int = 1
+    n: int = 64
+    dtype: str = "bfloat16"
+    combine: Literal["none", "sum", "mean"] = "mean"
+    given: str = "D dt_bias"
+    views: bool = False
+
+
 class ModelRun(NamedTuple):
     """One model in one way of running it.
 
@@ -89,15 +105,18 @@ class Shapes(NamedTuple):
     """Everything that the stages run, most important first."""
 
     scans: Sequence[Scan]
+    ssds: Sequence[Ssd]
     convs: Sequence[Conv]
     norms: Sequence[Norm]
     large: Large
     checked_model: str
     layers: Mapping[str, Scan]
+    ssd_layers: Mapping[str, Ssd]
     models: Sequence[ModelRun]
     amps: Sequence[str]
     train_options: tuple[str, ...]
     copied: int  # float32 elements
+    multiplied: int  # rows and columns of a matrix
     programs: int  # of the kernel that only computes exponentials
     rounds: int
 
@@ -127,6 +146,18 @@ REAL_SCANS = (
     Scan(8, 2, 3136, 192, g=2, n=1, combine="sum", given="D delta_bias"),
     Scan(8, 1, 196, 160, n=8, combine="none", given="D delta_bias"),
 )
+GIVEN = "D z dt_bias initial_state"
+REAL_SSDS = (
+    Ssd(16, 2, 197, 12),
+    Ssd(8, 2, 197, 6, n=16, dtype="float16"),
+    Ssd(2, 2, 730, 6, dtype="float32"),
+    Ssd(4, 2, 197, 12, views=True),
+    Ssd(1, 1, 6085, 12, p=128, n=128, combine="none", given=GIVEN),
+    Ssd(1, 2, 16384, 6, combine="sum", given=GIVEN),
+    Ssd(2, 4, 300, 6, p=24, g=2, n=20, dtype="float32", combine="none", given=GIVEN),
+    Ssd(1, 1, 1, 1, p=1, n=1, dtype="float32", combine="none", given=""),
+    Ssd(1, 1, 730, 4, p=32, n=256, dtype="float16", combine="none", given="initial_state"),
+)
 REAL_LAYERS = {
     "Vim-Small, b 64": Scan(64, 2, 197, 768),
     "16384 tokens": Scan(1, 2, 16384, 768),
@@ -147,6 +178,14 @@ REAL_LAYERS = {
     "Vim-Tiny, 730 tokens, b 128": Scan(128, 2, 730, 384),
     "Vim-Small, 730 tokens, b 128": Scan(128, 2, 730, 768),
     "Vim-Base, 730 tokens, b 128": Scan(128, 2, 730, 1536),
+}
+REAL_SSD_LAYERS = {
+    "4096 tokens, ssd": Ssd(8, 2, 4096, 12),
+    "Vim-SSD-Small, b 64": Ssd(64, 2, 197, 12),
+    "2048 tokens, ssd": Ssd(8, 2, 2048, 12),
+    "16384 tokens, ssd": Ssd(1, 2, 16384, 12),
+    "Vim-SSD-Tiny, b 64": Ssd(64, 2, 197, 6),
+    "VideoMamba-SSD-Tiny, 8 frames, b 8": Ssd(8, 2, 1569, 6),
 }
 TINY, SMALL = ("vim_tiny", "deit_tiny_patch16_224"), ("vim_small", "deit_small_patch16_224")
 REAL_MODELS = (
@@ -180,6 +219,7 @@ REAL_MODELS = (
 )
 REAL = Shapes(
     scans=REAL_SCANS,
+    ssds=REAL_SSDS,
     convs=(
         Conv(64, 2, 197, 768),
         Conv(8, 2, 730, 384, dtype="float32"),
@@ -199,10 +239,12 @@ REAL = Shapes(
     large=Large(images=1400, tokens=2048, channels=768, long=2_900_000, seen=8192, compared=4096),
     checked_model="vim_tiny",
     layers=REAL_LAYERS,
+    ssd_layers=REAL_SSD_LAYERS,
     models=REAL_MODELS,
     amps=("bf16", "fp16"),
     train_options=("schedule.num_epochs=6", "schedule.warmup_epochs=1"),
     copied=2**28,
+    multiplied=8192,
     programs=16384,
     rounds=64,
 )
@@ -212,11 +254,16 @@ TOY = Shapes(
         Scan(1, 1, 3, 4, g=2, n=1, dtype="float32", combine="none", given=ALL),
         Scan(1, 2, 3, 16, n=2, views=True),
     ),
+    ssds=(
+        Ssd(1, 2, 5, 1, p=4, n=2),
+        Ssd(1, 2, 3, 2, p=3, g=2, n=1, dtype="float32", combine="none", given=GIVEN, views=True),
+    ),
     convs=(Conv(1, 2, 5, 16), Conv(1, 1, 2, 4, w=3, dtype="float32", full=False)),
     norms=(Norm(1, 3, 8), Norm(2, 1, 4, dtype="float32")),
     large=Large(images=2, tokens=3, channels=4, long=5, seen=5, compared=3),
     checked_model="test_vim",
     layers={"Vim-Small, b 64": Scan(1, 2, 3, 8, n=2), "16384 tokens": Scan(1, 2, 5, 8, n=2)},
+    ssd_layers={"4096 tokens, ssd": Ssd(1, 2, 5, 1, p=4, n=2)},
     models=(
         ModelRun("test_vim", 32, 2),
         ModelRun("test_vit", 32, 2, attention="plain"),
@@ -234,6 +281,7 @@ TOY = Shapes(
         "model.patch_size=8",
     ),
     copied=16,
+    multiplied=16,
     programs=1,
     rounds=1,
 )

@@ -13,7 +13,7 @@ from vim.measure.gpu.stage import Failure, read
 from vim.measure.gpu.train import Resumed
 from vim.measure.gpu.tune import WORTH, Tuned
 
-LAYER, LONG = "Vim-Small, b 64", "16384 tokens"  # the layers that have targets
+LAYER, LONG, LONG_SSD = "Vim-Small, b 64", "16384 tokens", "4096 tokens, ssd"  # the layers that have targets
 COMPOSITIONS = ("chunked", "reference", "compiled")  # backends made of PyTorch's own operations
 
 
@@ -74,6 +74,7 @@ TARGETS = (
     Target(f"scan, {LAYER}, two directions: ms", "<=", 0.18, lambda r: r.op(LAYER, "forward").milliseconds),
     Target(f"scan, {LAYER}: forward+backward over forward", "<=", 4, lambda r: _over_forward(r, LAYER)),
     Target(f"scan, {LONG}: forward+backward over forward", "<=", 4, lambda r: _over_forward(r, LONG)),
+    Target("ssd, 4096 tokens: speed over the scan, 64 states", ">=", 4, lambda r: _over_scan(r)),
     Target("our slowest op over PyTorch's composition", "<=", 1, lambda r: r.slowness()[0][0]),
     Target("vim_tiny, 1248 pixels: speed over deit_tiny", ">=", 1, lambda r: _speed(r, "fused")),
     Target("vim_tiny, 1248 pixels: speed over plain attention", ">=", 2.8, lambda r: _speed(r, "plain")),
@@ -90,6 +91,10 @@ TARGETS = (
 
 def _over_forward(results: Results, layer: str) -> float:
     return results.op(layer, "forward+backward").milliseconds / results.op(layer, "forward").milliseconds
+
+
+def _over_scan(results: Results) -> float:
+    return results.op(LONG_SSD, "forward").milliseconds / results.op(LONG_SSD, "forward", "ssd").milliseconds
 
 
 def _speed(results: Results, attention: str) -> float:
@@ -166,6 +171,7 @@ def _ops(results: Results) -> list[str]:
     columns = {
         "scan": ("scan", "triton", "forward"),
         "f+b": ("scan", "triton", "forward+backward"),
+        "ssd": ("ssd", "triton", "forward"),
         "conv": ("conv", "triton", "forward"),
         "norm": ("norm", "triton", "forward"),
         "attention": ("attention", "pytorch", "forward"),
@@ -196,7 +202,7 @@ def _rest(results: Results) -> list[str]:
     if results.tuned:
         gains = [row.default_milliseconds / row.milliseconds for row in results.tuned]
         better = sum(row.milliseconds <= WORTH * row.default_milliseconds for row in results.tuned)
-        lines.append(f"tuned: {better} of {len(gains)} layers gain, at most {max(gains):.2f} x; in tuned.py")
+        lines.append(f"tuned: {better} of {len(gains)} layers gain, at most {max(gains):.2f} x; in tuned_*.py")
     for run in results.resumed:
         log = "the same log" if run.same else "ANOTHER log"
         lines.append(f"trained in {run.amp}, resumed after {run.stopped} epochs: {log}")

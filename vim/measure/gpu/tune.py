@@ -1,14 +1,16 @@
-"""Tune: the fastest configuration of the scan in every layer, as a table to paste into vim/kernels/scan/triton.py."""
+"""Tune: the fastest configuration of both scans in every layer, as tables to paste into their triton.py."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vim.kernels.scan.triton import configuration
-from vim.kernels.scan.tune import tune
+from vim.kernels.scan import triton as scan
+from vim.kernels.scan import tune as scan_tune
+from vim.kernels.ssd import triton as ssd
+from vim.kernels.ssd import tune as ssd_tune
 from vim.measure.gpu import card
-from vim.measure.gpu.shapes import Scan
+from vim.measure.gpu.shapes import Scan, Ssd
 from vim.measure.gpu.stage import Stage, read
 
 WORTH = 0.98  # of the default's time: a configuration that gains less is not worth a line
@@ -19,11 +21,13 @@ class Tuned:
     """The fastest configuration of a layer's scan, and the default one. Times are of forward and backward.
 
     Attributes:
-        key: (b k, l, d, g, n).
-        best, default: the channels of a program and the tokens of a segment.
+        op: "scan" or "ssd".
+        key: (b k, l, d, g, n), of ssd (b k, l, h, p, g, n).
+        best, default: the channels of a program, of ssd the tokens of a chunk; and the tokens of a segment.
     """
 
     card: str
+    op: str
     layer: str
     key: tuple[int, ...]
     best: tuple[int, ...]
@@ -33,25 +37,32 @@ class Tuned:
 
 
 def run(stage: Stage) -> None:
-    """Search the configurations of every layer, then write `tuned.py`."""
-    layers = stage.shapes.layers
+    """Search the configurations of every layer, then write `tuned_scan.py` and `tuned_ssd.py`."""
+    layers: dict[str, Scan | Ssd] = {**stage.shapes.layers, **stage.shapes.ssd_layers}
     cases: dict[str, Callable[[], Tuned]] = {
         f"tune {layer}": partial(search, stage.clock, layer, shape) for layer, shape in layers.items()
     }
     stage.each(cases)
     if not stage.warm:
-        write_table(stage.file.with_name("tuned.py"), read(stage.file, Tuned))
+        for op in ("scan", "ssd"):
+            rows = [row for row in read(stage.file, Tuned) if row.op == op]
+            write_table(stage.file.with_name(f"tuned_{op}.py"), rows)
 
 
-def search(clock: card.Clock, layer: str, shape: Scan) -> Tuned:
+def search(clock: card.Clock, layer: str, shape: Scan | Ssd) -> Tuned:
     """Time every configuration of a layer."""
-    b, k, l, d, g, n, *_ = shape
-    found = tune(b=b, k=k, l=l, d=d, n=n, device=card.DEVICE, time=clock)
-    key = (b * k, l, d, g, n)
-    default = configuration(*key)
-    times = {(block, segment): milliseconds for milliseconds, block, segment in found}
+    key: tuple[int, ...]
+    if isinstance(shape, Ssd):
+        b, k, l, h, p, g, n, *_ = shape
+        op, key, default = "ssd", (b * k, l, h, p, g, n), ssd.configuration(b * k, l, h, p, g, n)
+        found = ssd_tune.tune(b=b, k=k, l=l, h=h, p=p, n=n, device=card.DEVICE, time=clock)
+    else:
+        b, k, l, d, g, n, *_ = shape
+        op, key, default = "scan", (b * k, l, d, g, n), scan.configuration(b * k, l, d, g, n)
+        found = scan_tune.tune(b=b, k=k, l=l, d=d, n=n, device=card.DEVICE, time=clock)
+    times = {tuple(configuration): milliseconds for milliseconds, *configuration in found}
     milliseconds, *best = found[0]
-    return Tuned(card.name(), layer, key, tuple(best), milliseconds, default, times[default])
+    return Tuned(card.name(), op, layer, key, tuple(best), milliseconds, default, times[default])
 
 
 def write_table(file: Path, rows: Sequence[Tuned]) -> None:

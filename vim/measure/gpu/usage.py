@@ -11,37 +11,38 @@ from torch import Tensor, nn
 from vim.kernels import causal_conv1d, rms_norm, selective_scan
 from vim.measure.gpu.card import DEVICE, graphed
 from vim.measure.gpu.check import Check, compare, new_seed
-from vim.measure.gpu.inputs import Named, draw_conv, draw_scan, results
-from vim.measure.gpu.shapes import Conv, Scan
+from vim.measure.gpu.inputs import Named, Op, draw_conv, draw_scan, draw_ssd, duality, results
+from vim.measure.gpu.shapes import Conv, Scan, Ssd
 from vim.measure.models import autocast
 from vim.models import Vim
 
 TOLERANCE = {"no": 1e-3, "fp16": 1e-2, "bf16": 5e-2}  # of a whole model
 
 
-def cases(shape: Scan, model: str) -> dict[str, Callable[[], Check]]:
-    """The checks by name, for a scan along two directions and a model."""
+def cases(scan: Scan, duality: Ssd, model: str) -> dict[str, Callable[[], Check]]:
+    """The checks by name, for both scans along two directions and a model."""
     return {
-        "torch.compile": partial(check_compiled, shape),
-        "CUDA graph": partial(check_graph, shape),
+        **{f"torch.compile{_named(shape)}": partial(check_compiled, shape) for shape in (scan, duality)},
+        **{f"CUDA graph{_named(shape)}": partial(check_graph, shape) for shape in (scan, duality)},
         **{f"{model}, amp {amp}": partial(check_model, model, amp) for amp in TOLERANCE},
         "checkpointing": partial(check_checkpointing, model),
     }
 
 
-def check_compiled(shape: Scan) -> Check:
+def check_compiled(shape: Scan | Ssd) -> Check:
     """Check the ops of a layer in one graph without breaks against the same ops without torch.compile."""
     seed = new_seed()
-    inputs = draw_layer(shape, seed)
+    layer, inputs = draw_layer(shape, seed)
     compiled = torch.compile(layer, fullgraph=True, backend="inductor" if DEVICE == "cuda" else "aot_eager")
     runs = [results(compiled, inputs, seed, shape.dtype) for _ in range(2)]
-    return compare("torch.compile", shape.dtype, seed, runs, results(layer, inputs, seed, shape.dtype))
+    want = results(layer, inputs, seed, shape.dtype)
+    return compare(f"torch.compile{_named(shape)}", shape.dtype, seed, runs, want)
 
 
-def check_graph(shape: Scan) -> Check:
+def check_graph(shape: Scan | Ssd) -> Check:
     """Check the replay of a CUDA graph whose input has changed against a call."""
     seed = new_seed()
-    inputs = draw_layer(shape, seed)
+    layer, inputs = draw_layer(shape, seed)
     y: list[Tensor] = []
 
     def call() -> None:
@@ -54,8 +55,12 @@ def check_graph(shape: Scan) -> Check:
         for _ in range(2):
             replay()
             runs.append({"output": y[0].clone()})
-        (want,) = layer(**inputs)
-    return compare("CUDA graph", shape.dtype, seed, runs, {"output": want})
+        want = layer(**inputs)[0]
+    return compare(f"CUDA graph{_named(shape)}", shape.dtype, seed, runs, {"output": want})
+
+
+def _named(shape: Scan | Ssd) -> str:
+    return ", ssd" if isinstance(shape, Ssd) else ""
 
 
 def check_model(name: str, amp: str) -> Check:
@@ -79,7 +84,7 @@ def check_checkpointing(name: str) -> Check:
     return compare("checkpointing", "bf16", seed, [recomputed, plain], plain, tolerance=TOLERANCE["bf16"])
 
 
-def layer(x: Tensor, weight: Tensor, taps: Tensor, **rest: Tensor) -> tuple[Tensor, ...]:
+def scan_layer(x: Tensor, weight: Tensor, taps: Tensor, **rest: Tensor) -> tuple[Tensor, ...]:
     """Norm, convolution and a scan along both directions, as a block has them.
 
     Args:
@@ -96,12 +101,14 @@ def layer(x: Tensor, weight: Tensor, taps: Tensor, **rest: Tensor) -> tuple[Tens
     return (y,)
 
 
-def draw_layer(shape: Scan, seed: int) -> Named:
-    """Draw the inputs of :func:`layer`."""
+def draw_layer(shape: Scan | Ssd, seed: int) -> tuple[Op, Named]:
+    """Return the ops of a layer with one of the scans, and their inputs."""
+    if isinstance(shape, Ssd):
+        return partial(duality, shape, "triton"), draw_ssd(shape, seed, DEVICE)
     inputs = draw_scan(shape, seed, DEVICE)
     x = inputs.pop("u")[:, 0].contiguous()  # (b, l, d)
     taps = draw_conv(Conv(1, shape.k, 1, shape.d, dtype=shape.dtype), seed, DEVICE)["weight"]
-    return {"x": x, "weight": torch.ones_like(x[0, 0]), "taps": taps, **inputs}
+    return scan_layer, {"x": x, "weight": torch.ones_like(x[0, 0]), "taps": taps, **inputs}
 
 
 def draw_model(name: str, seed: int) -> tuple[Vim, Tensor]:
