@@ -13,12 +13,13 @@ from vim.measure import (
     compare_models,
     compare_routes,
     compare_scans,
+    compare_ssd,
     plot,
     timing,
 )
 from vim.measure.compare import compare
 from vim.measure.models import attention, autocast, train_step
-from vim.measure.ops import routes, scan_routes
+from vim.measure.ops import PASSES, routes, scan_routes
 from vim.measure.videos import JointTransformer
 
 
@@ -160,6 +161,14 @@ def test_layouts_are_compared():
         ("selective_scan_fn", "forward+backward"),
         ("vim.kernels", "forward+backward"),
     ]
+
+
+def test_state_space_duality_beside_the_scan():
+    rows = compare_ssd(1, "cpu", tokens=[5], rounds=1)
+    backends = dict.fromkeys(("chunked", available_backends()[-1]))
+    names = [f"ssd, {backend}, {n} states" for n in (64, 16) for backend in backends] + ["scan, 16 states"]
+    assert [(row.name, row.run) for row in rows] == [(name, run) for run in PASSES for name in names]
+    assert {row.baseline for row in rows} == {"scan, 16 states"}
 
 
 def test_routes():

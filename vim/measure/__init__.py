@@ -3,7 +3,7 @@
 from vim.measure.compare import Row, plot
 from vim.measure.flops import FORMULAS, Cost, Counts, cost_of, count
 from vim.measure.models import PASSES, compare_imports, compare_models
-from vim.measure.ops import compare_layouts, compare_routes, compare_scans
+from vim.measure.ops import compare_layouts, compare_routes, compare_scans, compare_ssd
 from vim.measure.overview import compare_everything
 from vim.measure.videos import compare_clips, compare_decoding
 
@@ -21,6 +21,7 @@ __all__ = [
     "compare_layouts",
     "compare_routes",
     "compare_scans",
+    "compare_ssd",
     "cost_of",
     "count",
     "plot",

@@ -1,4 +1,4 @@
-"""The scan's backends compared, and one call for several scan routes against a call a route."""
+"""The scan's backends compared, state space duality with the scan, and one call for several scan routes with many."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vim.compat.raw_scan import Oflex
 from vim.compat.scan import selective_scan_fn
-from vim.kernels import available_backends, selective_scan
+from vim.kernels import available_backends, selective_scan, ssd
 from vim.measure.compare import Row, compare
 
 PASSES = ("forward", "forward+backward")
@@ -43,19 +43,56 @@ def compare_scans(
     A = -torch.arange(1.0, states + 1, device=device).repeat(channels, 1)
     inputs = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias - 3}
 
-    def scan(backend: str, backward: bool) -> None:
-        leaves = {name: tensor.detach().requires_grad_(backward) for name, tensor in inputs.items()}
-        y = selective_scan(**leaves, delta_softplus=True, backend=backend)
-        assert isinstance(y, Tensor)  # no last state was asked for
-        if backward:
-            torch.autograd.grad(y.sum(), list(leaves.values()))
-
     rows = []
     for run in passes:
         names = [name for name in available_backends(device) if name != "reference"] + ["reference"]
-        calls = {f"scan, {name}": partial(scan, name, run != "forward") for name in names}
+        calls = {
+            f"scan, {name}": partial(
+                _call, partial(selective_scan, delta_softplus=True, backend=name), inputs, run != "forward"
+            )
+            for name in names
+        }
         rows += compare(calls, run=run, batch_size=batch_size, size=tokens, rounds=rounds if run == "forward" else 2)
     return rows
+
+
+def compare_ssd(
+    batch_size: int, device: str, *, tokens: Sequence[int] = (197, 730, 6085), head_dim: int = 64, rounds: int
+) -> list[Row]:
+    """Compare state space duality, with 16 and 64 states, with a scan of 16 states, the baseline.
+
+    All have softplus and D, and the 384 channels of Vim-Tiny.
+    """
+    rows, channels = [], 384
+    heads, fastest = channels // head_dim, available_backends(device)[-1]
+    for l in tokens:
+        u, delta = torch.randn(2, batch_size, l, channels, device=device)
+        B, C = torch.randn(2, batch_size, l, 64, device=device)
+        A, (D, bias) = -torch.rand(channels, 16, device=device), torch.randn(2, channels, device=device)
+        narrow = {"B": B[..., :16].contiguous(), "C": C[..., :16].contiguous()}
+        scanned = {"u": u, "delta": delta, "A": A, **narrow, "D": D, "delta_bias": bias - 3}
+        shared = {"x": u.unflatten(2, (heads, head_dim)), "dt": delta[..., :heads].contiguous(), "A": A[:heads, 0]}
+        shared |= {"D": D[:heads], "dt_bias": bias[:heads] - 3}
+        for run in PASSES:
+            call = partial(_call, backward=run != PASSES[0])
+            calls: dict[str, Callable[[], object]] = {
+                f"ssd, {backend}, {n} states": partial(
+                    call, partial(ssd, dt_softplus=True, backend=backend), {**shared, **products}
+                )
+                for n, products in ((64, {"B": B, "C": C}), (16, narrow))
+                for backend in dict.fromkeys(("chunked", fastest))
+            }
+            calls["scan, 16 states"] = partial(call, partial(selective_scan, delta_softplus=True), scanned)
+            rows += compare(calls, run=run, batch_size=batch_size, size=l, rounds=rounds)
+    return rows
+
+
+def _call(op: Callable[..., object], inputs: Mapping[str, Tensor], backward: bool) -> None:
+    leaves = {name: tensor.detach().requires_grad_(backward) for name, tensor in inputs.items()}
+    y = op(**leaves)
+    assert isinstance(y, Tensor)  # no last state was asked for
+    if backward:
+        torch.autograd.grad(y.sum(), list(leaves.values()))
 
 
 def compare_routes(
