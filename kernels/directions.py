@@ -72,3 +72,24 @@ def add_up(y: Tensor, combine: str) -> Tensor:
     if combine == "none":
         return y
     return y.sum(1, keepdim=True) if combine == "sum" else y.mean(1, keepdim=True)
+
+
+def before_the_gate(
+    grad_y: Tensor, z: Tensor | None, ungated: Tensor | None, combine: str, shape: Sequence[int]
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of each direction's y before it was added up and gated, and of the gate z.
+
+    Args:
+        grad_y: the gradient of y, in the dtype of the result.
+        ungated: y before the gate; None if z is.
+        shape: that of the first gradient, (b, k, l, ...).
+    """
+    dy, dz = grad_y, None
+    if z is not None and ungated is not None:
+        gate = z.to(dy.dtype)
+        sigmoid = torch.sigmoid(gate)
+        dz = dy * ungated * sigmoid * (1 + gate * (1 - sigmoid))
+        dy = dy * gate * sigmoid
+    if combine != "none":
+        dy = (dy if combine == "sum" else dy / shape[1]).expand(shape)
+    return dy, dz

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..directions import add_up, turn
+from ..directions import add_up, before_the_gate, turn
 from .reference import Inputs, Options
 
 SEGMENT, CHUNK = 256, 16  # tokens
@@ -84,7 +84,9 @@ def selective_scan(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
 def selective_scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: Inputs, options: Options) -> Inputs:
     """Return the gradients of the inputs, at least float32."""
     scan = prepare(inputs, options)
-    dy, dz = _before_the_gate(scan, inputs, options, grad_y)
+    ungated = None if inputs.z is None else add_up(turn(_forward(scan)[0], scan.reverse), options.combine)
+    dy, dz = before_the_gate(grad_y.to(scan.u.dtype), inputs.z, ungated, options.combine, inputs.u.shape)
+    dy = turn(dy, scan.reverse).unflatten(-1, scan.u.shape[-2:])
 
     # forwards once more, for the state at the start of each segment
     starts = []
@@ -168,20 +170,6 @@ def _forward(scan: _Scan) -> tuple[Tensor, Tensor]:
         ys.append(scan.readout(span, h))
         state = h[:, :, -1].clone()
     return torch.cat(ys, 2).flatten(-2), state
-
-
-def _before_the_gate(scan: _Scan, inputs: Inputs, options: Options, grad_y: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of each direction's y, as the scan holds it, and of z."""
-    dy, dz = grad_y.to(scan.u.dtype), None
-    if inputs.z is not None:
-        gate = inputs.z.to(dy.dtype)
-        sigmoid = torch.sigmoid(gate)
-        ungated = add_up(turn(_forward(scan)[0], scan.reverse), options.combine)
-        dz = dy * ungated * sigmoid * (1 + gate * (1 - sigmoid))
-        dy = dy * gate * sigmoid
-    if options.combine != "none":
-        dy = (dy if options.combine == "sum" else dy / len(scan.reverse)).expand(inputs.u.shape)
-    return turn(dy, scan.reverse).unflatten(-1, scan.u.shape[-2:]), dz
 
 
 def _plain_states(state: Tensor) -> Tensor:
