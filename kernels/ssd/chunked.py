@@ -18,7 +18,7 @@ from torch import Tensor
 from ..directions import add_up, before_the_gate
 from .reference import Inputs, Options
 
-CHUNK = 64  # tokens, at most
+CHUNK = 32  # tokens, at most
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """`mamba_ssm.ops.triton.ssd_combined` and `selective_state_update`: Mamba-2's scan, and one step of either scan.
 
-Mamba-2 runs as a selective scan whose channels share the steps and decays of their head.
-
 Sizes: b images, l tokens, h heads of p channels, g groups of B and C, n states, w taps.
 """
 
@@ -10,6 +8,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vim.kernels import ssd
 
 from .conv import causal_conv1d_fn
 from .layout import state_dtype, widest, without_autocast
@@ -57,29 +57,20 @@ def mamba_chunk_scan_combined(
     """
     if seq_idx is not None or cu_seqlens is not None or return_varlen_states:
         raise NotImplementedError("vim.compat serves mamba_chunk_scan_combined without seq_idx and cu_seqlens")
-    b, l, h, p = x.shape
-    dtype = widest(x, B, C, z)
-    wide, e = state_dtype(dtype), h * p
-    steps = dt.to(wide) if dt_bias is None else dt.to(wide) + dt_bias.to(wide)
-    steps = F.softplus(steps) if dt_softplus else steps
-    steps = steps if dt_limit == NO_LIMIT else steps.clamp(*dt_limit)
-    if dtype.itemsize < 4:  # steps of 16 bits would lose digits, so the whole scan is float32
-        dtype = wide
-    if D is not None:
-        D = (D if D.dim() == 2 else D.unsqueeze(1).expand(h, p)).reshape(1, e).to(wide)
-    y, state = torch.ops.vim.selective_scan(
-        x.to(dtype).reshape(b, 1, l, e),
-        steps.unsqueeze(3).expand(b, l, h, p).reshape(b, 1, l, e).to(dtype),
-        A.to(wide).view(h, 1, 1).expand(h, p, B.shape[3]).reshape(1, e, -1),
-        *(B.to(dtype).unsqueeze(1), C.to(dtype).unsqueeze(1)),
-        D=D,
-        z=None if z is None else z.to(dtype).reshape(b, 1, l, e),
-        initial_state=None if initial_states is None else initial_states.to(wide).reshape(b, 1, e, -1),
-        reverse=[0],
-        return_last_state=return_final_states,
+    dtype = widest(x, dt, B, C, z)
+    wide = state_dtype(dtype)
+    y, state = ssd(
+        *(x.to(dtype), dt.to(dtype), A.to(wide), B.to(dtype), C.to(dtype)),
+        D=None if D is None else D.to(wide),
+        z=None if z is None else z.to(dtype),
+        dt_bias=None if dt_bias is None else dt_bias.to(wide),
+        dt_softplus=dt_softplus,
+        dt_limit=dt_limit,
+        initial_state=None if initial_states is None else initial_states.to(wide),
+        return_last_state=True,
     )
-    y = y.view(b, l, h, p).to(x.dtype)
-    return (y, state.view(b, h, p, -1)) if return_final_states else y
+    y = y.to(x.dtype)
+    return (y, state) if return_final_states else y
 
 
 def mamba_split_conv1d_scan_combined(
