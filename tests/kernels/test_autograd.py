@@ -5,8 +5,8 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
-from tests.kernels import test_conv1d, test_scan
-from vim.kernels import causal_conv1d, rms_norm, selective_scan
+from tests.kernels import test_conv1d, test_scan, test_ssd
+from vim.kernels import causal_conv1d, rms_norm, selective_scan, ssd
 
 
 def scan(combine, options=test_scan.OPTIONAL, **keywords):
@@ -14,6 +14,11 @@ def scan(combine, options=test_scan.OPTIONAL, **keywords):
     if "delta_bias" not in options:
         inputs["delta"] = inputs["delta"].abs()
     return selective_scan, inputs, {"reverse": [False, True], "combine": combine, **keywords}
+
+
+def duality():
+    options = {"reverse": [False, True], "combine": "mean", "dt_softplus": True, "return_last_state": True}
+    return ssd, test_ssd.make_inputs(2, 2, 6, 2, 2, 1, 3, "mean"), options
 
 
 def conv(silu, bias):
@@ -32,6 +37,7 @@ CASES = {
     "scan-mean": scan("mean", delta_softplus=True, return_last_state=True),
     "scan-sum": scan("sum", ("D", "z")),
     "scan-bare": scan("none", ()),
+    "ssd": duality(),
     "conv": conv(True, True),
     "conv-bare": conv(False, False),
     "norm": norm(),
