@@ -86,7 +86,7 @@ class MambaR(MambaBackbone):
             global_pool="",
             embed_dim=embed_dim,
             depth=depth,
-            mixer={
+            mixer_options={
                 "d_state": d_state,
                 "d_conv": d_conv,
                 "expand": expand,

@@ -26,6 +26,7 @@ from vim.layers import (
     MambaBackbone,
     MambaBlock,
     MambaMixer,
+    MixerName,
     MixerState,
     PatchEmbed,
     ScanOrder,
@@ -58,7 +59,9 @@ class VideoMamba(MambaBackbone):
         tubelet_size: frames that are embedded together; 1 in all published weights.
         global_pool: "token", the class token; "avg", "max" or "avgmax" of the patches; "" for all tokens. Default:
             "token", but "avg" for `directions="none"`, where the token comes first and sees no other.
-        directions: see :class:`vim.layers.MambaMixer`. A model with "none" can also take clips as a :meth:`stream`.
+        mixer, d_state, d_conv, expand, head_dim: see :class:`vim.models.Vim`.
+        directions: see :class:`vim.layers.MambaMixer` and :class:`vim.layers.Mamba2Mixer`. A model with "none" can also
+            take clips as a :meth:`stream`.
         scan_order: the paper's names. "spatial_first": all patches of a frame, then of the next. "temporal_first": all
             times of a patch, then of the next. "spatiotemporal_v1": forwards spatial-first, backwards temporal-first.
             "spatiotemporal_v2": both directions in both orders, with the same parameters, which doubles the compute.
@@ -67,8 +70,9 @@ class VideoMamba(MambaBackbone):
         inflation: how image weights become a tubelet's: "center" puts them in its middle frame and zeros in the others,
             "average" spreads them evenly over all frames.
         dynamic_img_size: take images of any size and clips of any length; the position tables are resized for each.
-        init: "published" draws normal weights and zero biases for all projections but the last, so that steps start
-            near 0.69; "corrected" draws the mixers as Mamba does, with steps from 0.001 to 0.1.
+        init: of "s6" only: "published", the default, draws normal weights and zero biases for all projections but the
+            last, so that steps start near 0.69; "corrected" draws the mixers as Mamba does, with steps from 0.001 to
+            0.1.
         wd_exempt_A: keep weight decay off `A_log`. The published recipe decays it, against its own code's marks.
     """
 
@@ -84,9 +88,11 @@ class VideoMamba(MambaBackbone):
         global_pool: str | None = None,
         embed_dim: int = 192,
         depth: int = 24,
-        d_state: int = 16,
-        d_conv: int = 4,
+        mixer: MixerName = "s6",
+        d_state: int | None = None,
+        d_conv: int | None = None,
         expand: int = 2,
+        head_dim: int | None = None,
         directions: Directions = "v2",
         scan_order: ScanOrder = "spatial_first",
         inflation: Literal["center", "average"] = "center",
@@ -94,7 +100,7 @@ class VideoMamba(MambaBackbone):
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        init: Init = "published",
+        init: Init | None = None,
         wd_exempt_A: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -124,12 +130,14 @@ class VideoMamba(MambaBackbone):
             global_pool="avg" if directions == "none" and global_pool is None else global_pool,
             embed_dim=embed_dim,
             depth=depth,
-            mixer={
+            mixer=mixer,
+            mixer_options={
                 "d_state": d_state,
                 "d_conv": d_conv,
                 "expand": expand,
+                "head_dim": head_dim,
                 "directions": directions,
-                "combine": "sum",
+                "combine": "sum" if mixer == "s6" else None,
                 "init": init,
             },
             drop_rate=drop_rate,
@@ -138,7 +146,7 @@ class VideoMamba(MambaBackbone):
             wd_exempt_A=wd_exempt_A,
             **dd,
         )
-        self.directions, self.inflation, self.init = directions, inflation, init
+        self.directions, self.inflation = directions, inflation
         self.scan_order = "spatial_first" if num_frames is None else str(scan_order)  # an image has no other
         times = None if num_frames is None else torch.empty(1, patch_embed.num_tubelets, embed_dim, **dd)
         self.temporal_pos_embedding = None if times is None else nn.Parameter(times)
@@ -148,10 +156,9 @@ class VideoMamba(MambaBackbone):
     def init_weights(self, needs_reset: bool = True) -> None:
         """Draw the initial weights; see :meth:`vim.layers.TimmModel.init_weights`."""
         super().init_weights(needs_reset)
-        if self.init == "published":
-            for module in self.modules():
-                if isinstance(module, MambaMixer):
-                    _init_projections(module)
+        for module in self.modules():
+            if isinstance(module, MambaMixer) and module.init == "published":
+                _init_projections(module)
 
     def _init_embedding(self) -> None:
         self.patch_embed.proj.reset_parameters()

@@ -18,6 +18,7 @@ from vim.layers import (
     Factory,
     Init,
     MambaBackbone,
+    MixerName,
     PatchEmbed,
     check_choice,
 )
@@ -36,8 +37,13 @@ class Vim(MambaBackbone):
         class_token: its place in the sequence: "middle" (all published weights), "first", one at both "ends", or
             "none".
         dynamic_img_size: take images of any size; the position table is resized for each.
-        directions, combine, init: see :class:`vim.layers.MambaMixer`.
+        mixer: "s6", Mamba's as published, or "ssd", Mamba-2's.
+        d_state, d_conv, expand, directions: of the mixer, see :class:`vim.layers.MambaMixer` and
+            :class:`vim.layers.Mamba2Mixer`. Default: 16 states with "s6", 64 with "ssd".
+        combine, init: of "s6" only.
+        head_dim: of "ssd" only.
         wd_exempt_A: keep weight decay off `A_log`. The published recipe decays it, against its own code's marks.
+            With "ssd" timm's optimizers never decay it: it has one dimension.
     """
 
     def __init__(
@@ -51,9 +57,11 @@ class Vim(MambaBackbone):
         global_pool: str | None = None,
         embed_dim: int = 192,
         depth: int = 24,
-        d_state: int = 16,
-        d_conv: int = 4,
+        mixer: MixerName = "s6",
+        d_state: int | None = None,
+        d_conv: int | None = None,
         expand: int = 2,
+        head_dim: int | None = None,
         directions: Directions = "v2",
         combine: Literal["sum", "mean"] | None = None,
         class_token: ClassToken = "middle",
@@ -61,7 +69,7 @@ class Vim(MambaBackbone):
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        init: Init = "published",
+        init: Init | None = None,
         wd_exempt_A: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -85,10 +93,12 @@ class Vim(MambaBackbone):
             global_pool=global_pool,
             embed_dim=embed_dim,
             depth=depth,
-            mixer={
+            mixer=mixer,
+            mixer_options={
                 "d_state": d_state,
                 "d_conv": d_conv,
                 "expand": expand,
+                "head_dim": head_dim,
                 "directions": directions,
                 "combine": combine,
                 "init": init,
@@ -137,7 +147,10 @@ default_cfgs = generate_default_cfgs(
             "Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 81.6, 95.4
         ),
         "vim_base.hustvl_in1k": _published("Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 81.9, 95.8),
+        "vim_ssd_tiny.untrained": _facts(),
+        "vim_ssd_small.untrained": _facts(),
         "test_vim.untrained": _facts(input_size=(3, 64, 64)),
+        "test_vim_ssd.untrained": _facts(input_size=(3, 64, 64)),
     }
 )
 
@@ -179,6 +192,24 @@ def vim_base(pretrained: bool = False, **options: object) -> Vim:
 
 
 @register_model
+def vim_ssd_tiny(pretrained: bool = False, **options: object) -> Vim:
+    """Vim-Tiny with Mamba-2's mixer, 6 M parameters, nothing published."""
+    return create(Vim, "vim_ssd_tiny", pretrained, options, embed_dim=192, mixer="ssd")
+
+
+@register_model
+def vim_ssd_small(pretrained: bool = False, **options: object) -> Vim:
+    """Vim-Small with Mamba-2's mixer, 23 M parameters, nothing published."""
+    return create(Vim, "vim_ssd_small", pretrained, options, embed_dim=384, mixer="ssd")
+
+
+@register_model
 def test_vim(pretrained: bool = False, **options: object) -> Vim:
     """A Vim for tests, 0.2 M parameters."""
     return create(Vim, "test_vim", pretrained, options, embed_dim=64, depth=3)
+
+
+@register_model
+def test_vim_ssd(pretrained: bool = False, **options: object) -> Vim:
+    """A Vim for tests with Mamba-2's mixer, 0.2 M parameters."""
+    return create(Vim, "test_vim_ssd", pretrained, options, embed_dim=64, depth=3, mixer="ssd", head_dim=32)

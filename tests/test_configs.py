@@ -25,6 +25,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = {"model.embed_dim": 16, "model.depth": 2}
 # by the beginnings of names; the last of four stages has four tokens, without which its A would get no gradient
 SMALL_STAGES = {
+    "vim-ssd": {"embed_dim": 32, "depth": 2},
     "vim2": {"embed_dims": [8] * 4, "channel_dims": [8] * 4, "depths": [1] * 4},
     "vmamba": {"embed_dims": [8] * 4, "depths": [1] * 4},
     "mambavision": {"stem_dim": 8, "embed_dim": 8, "depths": [1, 1, 1, 2], "num_heads": [2, 4]},

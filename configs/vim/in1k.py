@@ -8,6 +8,9 @@ Accuracy: top-1 in percent, published, not measured here: the comment beside a r
 
 The authors publish weights of Vim-Base, but no recipe. Ours has Vim-Small's options and DeiT-Base's drop path rate.
 
+The `ssd` rows have Mamba-2's mixer (https://arxiv.org/abs/2405.21060) and the options of the rows without it. They are
+ours, and were not run: no such weights or accuracies are published.
+
 A `stride8` row has 730 tokens instead of 197. It starts from the file model.pretrained_cfg_overlay.file: by default the
 result of the row without `stride8`; the authors' files work too, such as vim_t_midclstok_76p1acc.pth. Their position
 table is resized without the class token's row, for which the published code takes the first row.
@@ -39,6 +42,8 @@ def stride8(size):
 rows = {
     "vim-tiny_in1k": run("vim_tiny", batch=128, lr=5e-4, weight_decay=0.1),  # 76.1
     "vim-small_in1k": run("vim_small", batch=64, lr=1e-3, drop_path_rate=0.05),  # 80.5
+    "vim-ssd-tiny_in1k": run("vim_ssd_tiny", batch=128, lr=5e-4, weight_decay=0.1),
+    "vim-ssd-small_in1k": run("vim_ssd_small", batch=64, lr=1e-3, drop_path_rate=0.05),
     "vim-base_in1k": run("vim_base", batch=64, lr=1e-3, drop_path_rate=0.1),  # 81.9
     "vim-tiny-stride8_in1k": stride8("tiny"),  # 78.3
     "vim-small-stride8_in1k": stride8("small"),  # 81.6

@@ -26,10 +26,10 @@ def weight(key: str, shape: list[int]) -> Tensor:
         return torch.arange(1, shape[-1] + 1).log().expand(shape) + 0.1 * noise
     if name in ("D", "D_b", "Ds") or (name == "weight" and len(shape) == 1):
         return 1 + 0.1 * noise
-    if name == "dt_projs_bias" or (name == "bias" and "dt_proj" in key):
+    if name in ("dt_bias", "dt_projs_bias") or (name == "bias" and "dt_proj" in key):
         steps = 0.5 * noise - 4
         return 0.5 * steps if key.startswith("levels.") else steps  # MambaVision adds it twice
-    if name in ("bias", "running_mean"):
+    if name in ("bias", "running_mean", "init_states"):
         return 0.02 * noise
     if name in ("pos_embed", "pos_embed_cls", "cls_token", "temporal_pos_embedding"):
         return 0.2 * noise

@@ -16,6 +16,8 @@ FAMILIES = {
     "vim": ("test_vim", {}),
     "vim_v1": ("test_vim", {"directions": "v1"}),
     "vim_none": ("test_vim", {"directions": "none", "combine": "sum"}),
+    "vim_ssd": ("test_vim_ssd", {}),
+    "vim_hydra": ("test_vim_ssd", {"directions": "hydra"}),
     "videomamba": ("test_videomamba", {"num_frames": 2, "img_size": 32}),
     "vim2": ("test_vim2", {}),
     "vmamba": ("test_vmamba", {"embed_dims": (16, 24), "depths": (1, 1)}),

@@ -8,7 +8,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from tests.layers.test_plain import FAMILIES, family  # noqa: F401  the fixture
 
-TRACED = ["vim", "vim_v1", "vim_none", "videomamba", "mambar"]
+TRACED = ["vim", "vim_v1", "vim_none", "vim_ssd", "vim_hydra", "videomamba", "mambar"]
 
 
 def twice_as_many(inputs):
@@ -32,7 +32,8 @@ def test_symbolic_trace(family):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "name", ["test_vim", "test_videomamba", "test_mambar", "test_vim2", "test_vmamba", "test_mambavision"]
+    "name",
+    ["test_vim", "test_vim_ssd", "test_videomamba", "test_mambar", "test_vim2", "test_vmamba", "test_mambavision"],
 )
 def test_torchvision_extracts_features(name):
     model, image = timm.create_model(name).eval(), torch.randn(2, 3, 64, 64)

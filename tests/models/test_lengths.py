@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import vim  # noqa: F401  registers the models
-from vim.layers import MambaMixer
+from vim.layers import Mamba2Mixer, MambaMixer
 from vim.models import TSM2
 
 
@@ -19,11 +19,15 @@ def drawn(model):
     return model
 
 
-@pytest.mark.parametrize("directions", ["none", "v1", "v2"])
+@pytest.mark.parametrize(
+    ("kind", "directions"),
+    [*((MambaMixer, d) for d in ("none", "v1", "v2")), *((Mamba2Mixer, d) for d in ("none", "v2", "hydra"))],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_mixer_on_padded_sequences(directions, dtype, backend, monkeypatch):
+def test_a_mixer_on_padded_sequences(kind, directions, dtype, backend, monkeypatch):
     monkeypatch.setenv("VIM_BACKEND", backend)
-    mixer = drawn(MambaMixer(32, directions=directions)).to(dtype)
+    options = {"head_dim": 16, "d_state": 8, "dt_limit": (0.01, 0.5)} if kind is Mamba2Mixer else {}
+    mixer = drawn(kind(32, directions=directions, **options)).to(dtype)
     x = torch.randn(3, 9, 32, dtype=dtype)
     lengths = [9, 1, 5]
     mask = torch.arange(9) < torch.tensor(lengths).unsqueeze(1)
@@ -43,11 +47,13 @@ def test_a_mixer_on_padded_sequences(directions, dtype, backend, monkeypatch):
 
 
 @pytest.mark.parametrize("scan_order", ["spatial_first", "temporal_first", "spatiotemporal_v1", "spatiotemporal_v2"])
-@pytest.mark.parametrize("global_pool", ["token", "avg", "avgmax"])
+@pytest.mark.parametrize(
+    ("global_pool", "mixer"), [("token", "s6"), ("avg", "s6"), ("avgmax", "s6"), ("avgmax", "ssd")]
+)
 @torch.no_grad()
-def test_clips(scan_order, global_pool):
+def test_clips(scan_order, global_pool, mixer):
     options = {"num_frames": 8, "tubelet_size": 2, "dynamic_img_size": True, "num_classes": 5}
-    model = timm.create_model("test_videomamba", scan_order=scan_order, global_pool=global_pool, **options)
+    model = timm.create_model("test_videomamba", scan_order=scan_order, global_pool=global_pool, mixer=mixer, **options)
     model = drawn(model)
     clips, lengths = torch.randn(4, 3, 8, 48, 32, dtype=torch.float64), torch.tensor([8, 2, 6, 4])
     alone = torch.cat([model(clip[None, :, :n]) for clip, n in zip(clips, lengths, strict=True)])

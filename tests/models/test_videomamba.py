@@ -20,6 +20,7 @@ from vim.models.videomamba import PUBLISHED
 CASES = load_cases("videomamba.json")
 SMALL = {"img_size": (32, 48), "patch_size": 16, "embed_dim": 16, "depth": 2, "num_classes": 5}
 CLIP = {**SMALL, "num_frames": 4}
+MIXERS = [{}, {"mixer": "ssd", "head_dim": 8}]
 ORDERS = ["spatial_first", "temporal_first", "spatiotemporal_v1", "spatiotemporal_v2"]
 
 
@@ -281,8 +282,10 @@ def test_wrong_inputs_are_refused():
 
 @pytest.mark.parametrize("tubelet_size", [1, 2])
 @pytest.mark.parametrize("dynamic_img_size", [False, True])
-def test_a_stream_is_the_clip_in_pieces(tubelet_size, dynamic_img_size):
-    model = build(directions="none", num_frames=12, tubelet_size=tubelet_size, dynamic_img_size=dynamic_img_size)
+@pytest.mark.parametrize("mixer", MIXERS, ids=str)
+def test_a_stream_is_the_clip_in_pieces(tubelet_size, dynamic_img_size, mixer):
+    options = {"num_frames": 12, "tubelet_size": tubelet_size, "dynamic_img_size": dynamic_img_size}
+    model = build(directions="none", **options, **mixer)
     x = clip(12)
     want = model.forward_features(x)[:, 1:]
     for lengths in ([2, 6, 4], [12], [2] * 6):
@@ -293,8 +296,9 @@ def test_a_stream_is_the_clip_in_pieces(tubelet_size, dynamic_img_size):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_stream_in_other_precisions(dtype):
-    model = build(directions="none").to(dtype)
+@pytest.mark.parametrize("mixer", MIXERS, ids=str)
+def test_a_stream_in_other_precisions(dtype, mixer):
+    model = build(directions="none", **mixer).to(dtype)
     x = clip().to(dtype)
     got = torch.cat(list(model.stream(x.unbind(2))), 1)
     want = model.forward_features(x)[:, 1:]
@@ -309,9 +313,10 @@ def held():
     return sum(thing.numel() for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter))
 
 
-def test_a_stream_of_1000_frames():
+@pytest.mark.parametrize("mixer", MIXERS, ids=str)
+def test_a_stream_of_1000_frames(mixer):
     """Equal to the clip, in memory that does not grow."""
-    model = build(directions="none", num_frames=1000)
+    model = build(directions="none", num_frames=1000, **mixer)
     seeds = range(1000)
 
     def frame(seed):

@@ -16,6 +16,8 @@ COUNTS = {
     "vim_small": 25_796_584,
     "vim_small_stride8": 26_001_256,
     "vim_base": 97_598_440,
+    "vim_ssd_tiny": 6_442_312,
+    "vim_ssd_small": 23_525_032,
 }
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_classes": 5}
 
@@ -27,8 +29,8 @@ def test_parameter_count(name):
 
 
 def test_small_ones_are_small():
-    assert sum(p.numel() for p in timm.create_model("test_vim").parameters()) < 300_000
-    assert sum(p.numel() for p in timm.create_model("vim_nano").parameters()) < 500_000
+    for name, most in (("test_vim", 300_000), ("test_vim_ssd", 300_000), ("vim_nano", 500_000)):
+        assert sum(p.numel() for p in timm.create_model(name).parameters()) < most
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -51,7 +53,9 @@ def test_published_outputs(golden, backend, monkeypatch):
 
 
 @pytest.mark.parametrize("class_token", ["middle", "first", "ends", "none"])
-@pytest.mark.parametrize("options", [{}, {"stride": 4}, {"img_size": (40, 24)}, {"in_chans": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 4}, {"img_size": (40, 24)}, {"in_chans": 1}, {"mixer": "ssd", "head_dim": 8}], ids=str
+)
 def test_variants(class_token, options):
     model = timm.create_model("test_vim", **{**SMALL, "class_token": class_token, **options})
     size = options.get("img_size", (32, 32))
@@ -155,8 +159,9 @@ def test_checkpointing_gives_the_same_gradients():
         torch.testing.assert_close(a, b)
 
 
-def test_compile_and_export():
-    model, image = timm.create_model("test_vim", **SMALL).eval(), torch.randn(2, 3, 32, 32)
+@pytest.mark.parametrize("options", [{}, *({"mixer": "ssd", "head_dim": 8, "directions": d} for d in ("v2", "hydra"))])
+def test_compile_and_export(options):
+    model, image = timm.create_model("test_vim", **SMALL, **options).eval(), torch.randn(2, 3, 32, 32)
     want = model(image)
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(image), want)

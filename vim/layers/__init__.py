@@ -1,13 +1,15 @@
 """Tokens in, tokens out: what the families are built from."""
 
-from .backbone import MambaBackbone, MixerOptions
+from .backbone import MambaBackbone, MixerName, MixerOptions
 from .block import MambaBlock
 from .channel_mixer import SelectiveChannelMixer
 from .checks import check_choice, check_counts, check_stages
 from .contract import FeatureGetter, TimmModel, update_model_args
 from .factory import Factory, init_linears
-from .mamba import Directions, Init, MambaMixer, MixerState
-from .norm import MapBatchNorm, ResidualNorm, RMSNorm, residual_dtype
+from .mamba import Init, MambaMixer
+from .mamba2 import Mamba2Mixer
+from .mixer import Directions, MixerState
+from .norm import GatedRMSNorm, MapBatchNorm, ResidualNorm, RMSNorm, residual_dtype
 from .patch_embed import PaddedPatchEmbed, PatchEmbed
 from .position import (
     NUM_CLASS_TOKENS,
@@ -47,13 +49,16 @@ __all__ = [
     "Downsample",
     "Factory",
     "FeatureGetter",
+    "GatedRMSNorm",
     "Init",
+    "Mamba2Mixer",
     "MambaBackbone",
     "MambaBlock",
     "MambaMixer",
     "MambaMixerLayer",
     "MambaMixerStack",
     "MapBatchNorm",
+    "MixerName",
     "MixerOptions",
     "MixerState",
     "PaddedPatchEmbed",

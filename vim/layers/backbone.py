@@ -1,5 +1,6 @@
 """One grid of tokens through a stack of Mamba blocks: what Vim and VideoMamba share."""
 
+import inspect
 import math
 from typing import Any, Literal, TypedDict, cast
 
@@ -9,10 +10,12 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from .block import MambaBlock
-from .checks import check_counts
+from .checks import check_choice, check_counts
 from .contract import TimmModel, feature_take_indices, update_model_input_size
 from .factory import Factory
-from .mamba import Directions, Init, MambaMixer
+from .mamba import Init, MambaMixer
+from .mamba2 import Mamba2Mixer
+from .mixer import Directions
 from .norm import RMSNorm, residual_dtype
 from .patch_embed import PatchEmbed
 from .position import (
@@ -28,15 +31,32 @@ torch.fx.wrap("residual_dtype")  # for torch.fx.symbolic_trace, which wraps a na
 EMBEDDING = ("cls_token", "cls_token_head", "cls_token_tail", "pos_embed", "pos_embed_cls", "temporal_pos_embedding")
 
 
-class MixerOptions(TypedDict):
-    """Options of :class:`MambaMixer` that a family chooses for all of its blocks."""
+MixerName = Literal["s6", "ssd"]
+MIXERS: dict[MixerName, type[MambaMixer | Mamba2Mixer]] = {"s6": MambaMixer, "ssd": Mamba2Mixer}
 
-    d_state: int
-    d_conv: int
+
+class MixerOptions(TypedDict, total=False):
+    """Options of :class:`MambaMixer` or :class:`Mamba2Mixer` that a family chooses for all of its blocks.
+
+    None is the mixer's own default.
+    """
+
+    d_state: int | None
+    d_conv: int | None
     expand: int
+    head_dim: int | None
     directions: Directions
     combine: Literal["sum", "mean"] | None
-    init: Init
+    init: Init | None
+
+
+def _given(mixer: MixerName, options: MixerOptions) -> dict[str, Any]:
+    """Return the options that are given, and raise ValueError for one that the mixer does not have."""
+    check_choice("mixer", mixer, tuple(MIXERS))
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given.keys() - inspect.signature(MIXERS[mixer]).parameters.keys():
+        raise ValueError(f"{name} must be left out with mixer={mixer!r}, got {given[name]!r}")
+    return given
 
 
 class MambaBackbone(TimmModel):
@@ -51,7 +71,8 @@ class MambaBackbone(TimmModel):
         class_token: its place in the sequence.
         global_pool: "token", the class token or the mean of both; "avg", "max" or "avgmax" of the patches; "" for all
             tokens. Default: "token" for a model with a class token, otherwise "avg".
-        mixer: options of the mixers.
+        mixer: what :data:`MIXERS` holds.
+        mixer_options: its options.
         wd_exempt_A: keep weight decay off `A_log`.
     """
 
@@ -65,7 +86,8 @@ class MambaBackbone(TimmModel):
         global_pool: str | None,
         embed_dim: int,
         depth: int,
-        mixer: MixerOptions,
+        mixer: MixerName = "s6",
+        mixer_options: MixerOptions,
         drop_rate: float,
         pos_drop_rate: float,
         drop_path_rate: float,
@@ -73,7 +95,8 @@ class MambaBackbone(TimmModel):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        check_counts(depth=depth, **{name: mixer[name] for name in ("d_state", "d_conv", "expand")})
+        given = _given(mixer, mixer_options)
+        check_counts(depth=depth, **{name: given[name] for name in ("d_state", "d_conv", "expand") if name in given})
         num_tokens = NUM_CLASS_TOKENS[class_token]
         super().__init__(
             in_chans=in_chans,
@@ -94,7 +117,7 @@ class MambaBackbone(TimmModel):
         self.pos_embed = nn.Parameter(torch.empty(1, patch_embed.num_patches + num_tokens, embed_dim, **dd))
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.layers = nn.ModuleList(
-            MambaBlock(RMSNorm(embed_dim, **dd), MambaMixer(embed_dim, depth=depth, **mixer, **dd), drop_path=rate)
+            MambaBlock(RMSNorm(embed_dim, **dd), MIXERS[mixer](embed_dim, depth=depth, **given, **dd), drop_path=rate)
             for rate in cast(list[float], calculate_drop_path_rates(drop_path_rate, depth))
         )
         self.norm_f = RMSNorm(embed_dim, **dd)

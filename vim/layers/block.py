@@ -3,7 +3,9 @@
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .mamba import MambaMixer, MixerState
+from .mamba import MambaMixer
+from .mamba2 import Mamba2Mixer
+from .mixer import MixerState
 from .norm import RMSNorm
 
 
@@ -14,7 +16,7 @@ class MambaBlock(nn.Module):
     the branch of block j is dropped at the j-th rate.
     """
 
-    def __init__(self, norm: RMSNorm, mixer: MambaMixer, *, drop_path: float = 0.0) -> None:
+    def __init__(self, norm: RMSNorm, mixer: MambaMixer | Mamba2Mixer, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.norm = norm
         self.mixer = mixer

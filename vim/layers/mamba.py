@@ -15,18 +15,17 @@ import vim.kernels  # noqa: F401  registers the ops
 
 from .checks import check_choice
 from .factory import Factory
+from .mixer import ConvolvedMixer, Directions, MixerState
 from .norm import residual_dtype
 from .plain import stack_plain
 from .s6 import reset_projections, reset_states, reset_steps, step_rank
+from .scan_paths import from_paths, to_paths
 
 torch.fx.wrap("residual_dtype")
-Directions = Literal["none", "v1", "v2"]
 Init = Literal["published", "corrected"]
-# what the next tokens of a sequence need: the convolution's last inputs, (b, taps - 1, e), and the state, (b, 1, e, n)
-MixerState = tuple[Tensor, Tensor]
 
 
-class MambaMixer(nn.Module):
+class MambaMixer(ConvolvedMixer):
     """Project in, convolve, scan, gate, project out; parameters under the published names.
 
     Args:
@@ -64,7 +63,7 @@ class MambaMixer(nn.Module):
     ) -> None:
         super().__init__()
         combine = combine or ("mean" if directions == "v2" else "sum")
-        check_choice("directions", directions, get_args(Directions))
+        check_choice("directions", directions, ("none", "v1", "v2"))
         check_choice("combine", combine, ("sum", "mean"))
         check_choice("init", init, get_args(Init))
         if directions == "v1" and combine == "mean":
@@ -127,16 +126,11 @@ class MambaMixer(nn.Module):
             h = h.unsqueeze(1).expand(-1, c, -1, -1)  # (b, c, l, e), not copied
             y, _ = self._scan(h, z.unsqueeze(1), None, self.combine, False, mask)
             return self.out_proj(y.squeeze(1))
-        b, k = x.shape[0], paths.shape[-2]
-        paths = paths.expand(b, -1, -1)
-        h = h[torch.arange(b, device=h.device).view(b, 1, 1), paths]  # (b, k, l, e)
-        h = h.reshape(b * (k // c), c, x.shape[1], self.d_inner)  # a direction's second scan: a second image
+        h = to_paths(h, paths, c)
         if mask is not None:
-            mask = mask.repeat_interleave(k // c, dim=0)
+            mask = mask.repeat_interleave(h.shape[0] // mask.shape[0], dim=0)
         y, _ = self._scan(h, None, None, "none", False, mask)
-        back = paths.argsort(dim=2).unsqueeze(-1)  # (b, k, l, 1)
-        y = y.reshape(b, k, x.shape[1], self.d_inner)
-        y = y.gather(2, back.expand_as(y))
+        y = from_paths(y, paths, x.shape[0])
         y = y.sum(1) if self.combine == "sum" else y.mean(1)
         return self.out_proj(y * F.silu(z))
 
@@ -147,7 +141,8 @@ class MambaMixer(nn.Module):
             state: the state that the step before returned; None at the start of the sequence.
 
         Returns:
-            (b, l, d), and the state for the next step.
+            (b, l, d), and the state for the next step: the convolution's last inputs, (b, taps - 1, e), and the scan's
+            state, (b, 1, e, n).
 
         Raises:
             ValueError: the mixer has a backward direction, which starts at the sequence's end.
@@ -201,20 +196,6 @@ class MambaMixer(nn.Module):
             combine=combine,
             return_last_state=step,
         )
-
-    def _convolve(self, h: Tensor) -> Tensor:
-        """Convolve the tokens of (b, c, l, e), the second direction from their end, and apply SiLU."""
-        if not torch.jit.is_scripting():
-            stacked = stack_plain(self.conv1d, self.conv1d_b)
-            if stacked is not None:
-                taps, bias = stacked
-                return torch.ops.vim.causal_conv1d(h, taps.squeeze(2), bias, reverse=self.convolved)
-        before = (self.d_conv - 1, 0)  # zeros in front of the first token
-        rows = h.transpose(2, 3).unbind(1)  # (b, e, l) each
-        u = [self.conv1d(F.pad(rows[0], before))]
-        if self.conv1d_b is not None:
-            u.append(self.conv1d_b(F.pad(rows[1].flip(-1), before)).flip(-1))
-        return F.silu(torch.stack(u)).permute(1, 0, 3, 2)
 
     def _project_steps(self, dt: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map (c, b, l, r) to the step sizes (c, b, l, e), and return the bias (c, e) that they still lack."""

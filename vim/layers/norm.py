@@ -11,6 +11,8 @@ import vim.kernels  # noqa: F401  registers the ops
 
 from .factory import Factory
 
+torch.fx.wrap("residual_dtype")
+
 
 @register_notrace_function
 def residual_dtype(x: Tensor) -> torch.dtype:
@@ -48,6 +50,36 @@ class RMSNorm(nn.Module):
         """Map (..., dim) to the same."""
         y = torch.ops.vim.rms_norm(x, self.weight.to(x.dtype), eps=self.eps)
         return y.to(self.weight.dtype)
+
+
+class GatedRMSNorm(RMSNorm):
+    """``rms_norm(x * silu(z)) * weight``, or ``rms_norm(x) * weight * silu(z)``, in float32, or float64 for float64.
+
+    Source: https://arxiv.org/abs/2405.21060 (Mamba-2).
+
+    Args:
+        groups: the mean of the squares is over dim / groups channels.
+        norm_before_gate: the second of the two.
+    """
+
+    def __init__(self, dim: int, *, groups: int = 1, norm_before_gate: bool = False, **dd: Unpack[Factory]) -> None:
+        super().__init__(dim, **dd)
+        self.groups, self.norm_before_gate = groups, norm_before_gate
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]
+        """Map x and z, (..., dim), to the same shape, in the dtype of the weight."""
+        dtype = residual_dtype(x)
+        x, gate, weight = x.to(dtype), F.silu(z.to(dtype)), self.weight.to(dtype)
+        if not self.norm_before_gate:
+            x = x * gate
+        if self.groups == 1:
+            x = torch.ops.vim.rms_norm(x, weight, eps=self.eps)
+        else:
+            rows = x.unflatten(-1, (self.groups, -1))
+            x = torch.ops.vim.rms_norm(rows, torch.ones_like(rows[0, 0, 0]), eps=self.eps).flatten(-2) * weight
+        if self.norm_before_gate:
+            x = x * gate
+        return x.to(self.weight.dtype)
 
 
 class ResidualNorm(nn.LayerNorm):

@@ -54,6 +54,23 @@ def paths_of_padded(paths: Tensor, mask: Tensor) -> Tensor:
     return paths.expand_as(order).gather(2, order)
 
 
+def to_paths(h: Tensor, paths: Tensor, c: int) -> Tensor:
+    """Return tokens (b, l, d) in the orders of paths (k, l) or (b, k, l), as c directions: (b k / c, c, l, d).
+
+    A direction's second scan is a second image.
+    """
+    b, l, d = h.shape
+    paths = paths.expand(b, -1, -1)
+    return h[torch.arange(b, device=h.device).view(b, 1, 1), paths].reshape(-1, c, l, d)
+
+
+def from_paths(y: Tensor, paths: Tensor, b: int) -> Tensor:
+    """Undo :func:`to_paths` for each scan of b images: return (b, k, l, d)."""
+    back = paths.expand(b, -1, -1).argsort(dim=2).unsqueeze(-1)  # (b, k, l, 1)
+    y = y.reshape(b, back.shape[1], y.shape[2], y.shape[3])
+    return y.gather(2, back.expand_as(y))
+
+
 def cross_scan(by_rows: Tensor, by_columns: Tensor) -> Tensor:
     """Flatten two maps (b, rows, columns, d) to sequences, concatenated along the channels: (b, l, 2d).
 

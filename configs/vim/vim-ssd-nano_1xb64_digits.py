@@ -1,0 +1,11 @@
+"""Vim-Nano with Mamba-2's mixer on the handwritten digits of scikit-learn.
+
+Paper: https://arxiv.org/abs/2405.21060 (Mamba-2; in Vim, with this size and recipe, it is ours).
+Command: python tools/train.py configs/vim/vim-ssd-nano_1xb64_digits.py
+Hardware: two CPU cores.
+Accuracy: TODO
+"""
+
+_base_ = ["./vim-nano_1xb64_digits.py"]
+
+model = dict(mixer="ssd", head_dim=32)
