@@ -15,8 +15,8 @@ GMACs, published  what the published figures count, and call FLOPs. Matrix produ
                   only in_proj and out_proj, because fvcore does not see into the fused kernel between them. VMamba's
                   figures have all products, and the scan; MambaVision's have all but attention's
 GMACs, all        all matrix products and convolutions: inside a mixer also x_proj, dt_proj, the depthwise convolution
-GFLOPs, scan      9 for each image, direction, token, channel and state, as Mamba's author estimates:
-                  https://github.com/state-spaces/mamba/issues/110
+GFLOPs, scan      for each image, direction, token, channel and state 9, as Mamba's author estimates:
+                  https://github.com/state-spaces/mamba/issues/110; of Mamba-2's recurrence 5
 GFLOPs, total     2 for each MAC, plus the scan. Norms, activations, gates and sums are not counted."""
 
 

@@ -87,6 +87,15 @@ def test_by_hand():
     assert counts.scan_flops == depth * 2 * 9 * l * e * n
 
 
+def test_by_hand_with_mamba2s_mixer():
+    l, d, e, n, h, w, depth = 197, 192, 384, 64, 6, 4, 24
+    counts = count(on_meta("vim_ssd_tiny"), IMAGE)
+    projections = d * (2 * e + 2 * n + h) + e * d
+    assert counts.published_macs == 196 * 16 * 16 * 3 * d + depth * l * projections + d * 1000
+    assert counts.macs - counts.published_macs == depth * 2 * l * (e + 2 * n) * w
+    assert counts.scan_flops == depth * 2 * 5 * l * e * n
+
+
 def test_directions():
     none, v1, v2 = (
         count(on_meta("test_vim", directions=directions), (3, 64, 64)) for directions in ("none", "v1", "v2")
@@ -110,10 +119,11 @@ def seen(forward, formulas, mode):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_pytorch_alone_sees_no_scan(device):
+@pytest.mark.parametrize("name", ["test_vim", "test_vim_ssd"])
+def test_pytorch_alone_sees_no_scan(device, name):
     """Its hooks make the mixers call their convolutions, which it counts."""
     with torch.device(device):
-        model, image = timm.create_model("test_vim").eval(), torch.empty(1, 3, 64, 64).fill_(0)
+        model, image = timm.create_model(name).eval(), torch.empty(1, 3, 64, 64).fill_(0)
     counts = count(model, (3, 64, 64))
     for mode in PASSES:
         assert seen(lambda: model(image), {}, mode) == counts.flops - counts.scan_flops

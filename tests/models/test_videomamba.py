@@ -313,11 +313,11 @@ def held():
     return sum(thing.numel() for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter))
 
 
-@pytest.mark.parametrize("mixer", MIXERS, ids=str)
-def test_a_stream_of_1000_frames(mixer):
+@pytest.mark.parametrize(("count", "mixer"), [(1000, MIXERS[0]), (200, MIXERS[1])], ids=str)
+def test_a_long_stream(count, mixer):
     """Equal to the clip, in memory that does not grow."""
-    model = build(directions="none", num_frames=1000, **mixer)
-    seeds = range(1000)
+    model = build(directions="none", num_frames=count, **mixer)
+    seeds = range(count)
 
     def frame(seed):
         return torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(seed))
@@ -328,9 +328,9 @@ def test_a_stream_of_1000_frames(mixer):
     for i, tokens in enumerate(model.stream(map(frame, seeds))):
         assert tokens.shape == (1, 6, 16) and not tokens.requires_grad
         torch.testing.assert_close(tokens, want[:, 6 * i : 6 * i + 6], rtol=1e-3, atol=1e-4)
-        if i in (10, 500, 998):
+        if i in (10, count // 2, count - 2):
             sizes.append(held())
-    assert i == 999
+    assert i == count - 1
     assert sizes == sizes[:1] * 3
 
 

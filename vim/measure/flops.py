@@ -38,18 +38,30 @@ def _scan_flops(u: Shape, delta: Shape, A: Shape, *others: object, **options: ob
     return 9 * b * k * l * d * A[-1]
 
 
+def _ssd_flops(x: Shape, dt: Shape, A: Shape, B: Shape, *others: object, **options: object) -> int:
+    """5 b k l h p n, for x (b, k, l, h, p) and B (b, k, l, g, n): Mamba-2's recurrence, token by token.
+
+    Of a state, the product with the decay, that of input and B, their sum, and the product with C and its sum. Products
+    of matrices, which compute the same in chunks, take more. D and the gate are not counted.
+    """
+    b, k, l, h, p = x
+    return 5 * b * k * l * h * p * B[-1]
+
+
 def _conv_flops(x: Shape, weight: Shape, *others: object, **options: object) -> int:
     """2 b k l d w, for x (b, k, l, d) and w taps. Bias and SiLU are not counted, as in PyTorch's convolutions."""
     b, k, l, d = x
     return 2 * b * k * l * d * weight[-1]
 
 
-# The scan has several names: the counter sees the first in inference mode, the second under autograd and the third in
+# A scan has several names: the counter sees the first in inference mode, the second under autograd and the third in
 # published code, never two for one scan.
 _SCANS: dict[object, Callable[..., int]] = {
     torch.ops.vim.selective_scan: _scan_flops,
     torch.ops.vim.selective_scan_forward: _scan_flops,
     torch.ops.vim.selective_scan_with_states: _scan_flops,
+    torch.ops.vim.ssd: _ssd_flops,
+    torch.ops.vim.ssd_forward: _ssd_flops,
 }
 FORMULAS = {**_SCANS, torch.ops.vim.causal_conv1d: _conv_flops}
 
@@ -66,7 +78,7 @@ class Counts:
             the scans have FLOPs; the products that project steps without the zeros by which ours joins the routes.
             "layers" (MambaVision): all products but attention's.
         macs: multiply-adds of all matrix products and convolutions.
-        scan_flops: FLOPs of the scans, 9 for each image, direction, token, channel and state.
+        scan_flops: FLOPs of the scans, for each image, direction, token, channel and state 9, with Mamba-2's mixer 5.
     """
 
     published_macs: int
