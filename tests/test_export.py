@@ -145,7 +145,6 @@ def test_onnx_takes_any_batch(directions, exported):
     ("name", "options"),
     [
         ("test_vim_ssd", {"depth": 1}),
-        ("test_vim_ssd", {"depth": 1, "directions": "hydra"}),
         ("test_vmamba", {"embed_dims": (8, 16), "depths": (1, 1), "version": "v0", "d_state": 4}),
         ("test_mambavision", {"depths": (1, 1, 1, 2), "window_sizes": (3, 2)}),  # with padding and several windows
     ],
