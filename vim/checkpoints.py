@@ -112,7 +112,8 @@ def load_pretrained(model: Loadable, path: str | Path, *, use_ema: bool = False)
 
     Args:
         model: made by `timm.create_model`.
-        use_ema: load the running average instead of the raw weights, whose accuracies are the published ones.
+        use_ema: load the running average instead of the raw weights, whose accuracies are the published ones. A file
+            whose name ends in `_ema` is published for its average, which is loaded in any case.
 
     Raises:
         UserError: the file is missing, damaged or holds more than tensors and plain values; or a tensor is missing,
@@ -128,7 +129,8 @@ def checkpoint_filter_fn(state_dict: dict[str, object], model: Loadable) -> Mapp
         UserError: a tensor is missing, left over, of another shape or not finite.
     """
     cfg = model.pretrained_cfg
-    weights = adapt(state_dict, model, cfg.get("file") or cfg.get("hf_hub_id") or "the checkpoint")
+    hub = "/".join(part for part in (cfg.get("hf_hub_id"), cfg.get("hf_hub_filename")) if part)
+    weights = adapt(state_dict, model, cfg.get("file") or hub or "the checkpoint")
     cfg["num_classes"] = model.num_classes  # otherwise timm would replace a head of another number of classes
     return weights
 
@@ -304,12 +306,14 @@ def rename(
 def _unwrap(checkpoint: Mapping[str, object], source: str | Path, *, use_ema: bool) -> dict[str, object]:
     """Return the state dict that a trainer has saved beside its own state: a running average only if asked for.
 
-    A file without raw weights has nothing but its running average to load.
+    A file whose name ends in `_ema` is published for its running average: it asks for it. A file without raw weights
+    has nothing but its running average to load.
     """
     averages = [key for key in EMA_WRAPPERS if isinstance(checkpoint.get(key), dict)]
     if use_ema and not averages:
         raise UserError(f"{source} holds no running average of the weights: expected {' or '.join(EMA_WRAPPERS)}")
-    wrappers = EMA_WRAPPERS if use_ema else (*WRAPPERS, *EMA_WRAPPERS)
+    average_first = use_ema or Path(source).stem.endswith("_ema")
+    wrappers = (*EMA_WRAPPERS, *WRAPPERS) if average_first else (*WRAPPERS, *EMA_WRAPPERS)
     for _ in range(MOST_WRAPPERS):
         wrapped = [value for key in wrappers if isinstance(value := checkpoint.get(key), dict)]
         if not wrapped:
