@@ -10,5 +10,6 @@ from .tsm2 import TSM2
 from .videomamba import VideoMamba
 from .vim import Vim
 from .vmamba import VMamba
+from .vssd import VSSD
 
-__all__ = ["MambaR", "MambaVision", "TSM2", "ViM2", "VideoMamba", "VMamba", "Vim"]
+__all__ = ["VSSD", "MambaR", "MambaVision", "TSM2", "ViM2", "VideoMamba", "VMamba", "Vim"]

@@ -146,6 +146,7 @@ def test_onnx_takes_any_batch(directions, exported):
     [
         ("test_vim_ssd", {"depth": 1}),
         ("test_vmamba", {"embed_dims": (8, 16), "depths": (1, 1), "version": "v0", "d_state": 4}),
+        ("test_vssd", {"depths": (1, 1, 1, 1)}),
         ("test_mambavision", {"depths": (1, 1, 1, 2), "window_sizes": (3, 2)}),  # with padding and several windows
     ],
     ids=str,

@@ -45,6 +45,7 @@ def test_published_tags(name, tmp_path, monkeypatch):
 
 
 GITHUB = "https://github.com/MzeroMiko/VMamba/releases/download/%23"
+VSSD = "YuhengSSS/VSSD"
 NVIDIA = "nvidia/MambaVision-"
 FILES = {  # of a tag: the request, then pixels, crop_pct and crop_mode
     "vmamba_tiny_v0.in1k": (f"{GITHUB}v0cls/vssmtiny_dp01_ckpt_epoch_292.pth", 224, 0.875, "center"),
@@ -59,6 +60,12 @@ FILES = {  # of a tag: the request, then pixels, crop_pct and crop_mode
     **{
         f"mambar_{size}.wangf3014_in1k": ("Wangf3014/Mamba-Reg", f"mambar_{size}_patch16_224.pth", 224, 1.0, "center")
         for size in ("small", "base", "large")
+    },
+    "vssd_micro.in1k": (VSSD, "vssd_micro_best.pth", 224, 0.875, "center"),
+    **{
+        f"vssd_{size}.{tag}": (VSSD, f"vssd_{size}_{file}.pth", 224, 0.875, "center")
+        for size in ("tiny", "small", "base")
+        for tag, file in (("in1k", "best_ema"), ("mesa_in1k", "e300_with_mesa"))
     },
     "mambavision_t.nvidia_in1k": (f"{NVIDIA}T-1K", "model.safetensors", 224, 1.0, "center"),
     "mambavision_t2.nvidia_in1k": (f"{NVIDIA}T2-1K", "mambavision_tiny2_1k.pth.tar", 224, 0.98, "center"),
@@ -83,6 +90,7 @@ FILES = {  # of a tag: the request, then pixels, crop_pct and crop_mode
 }
 SMALL = {  # of a family
     "vmamba": {"embed_dims": (16, 16, 16, 16), "depths": (1, 1, 1, 1)},
+    "vssd": {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)},
     "mambar": {"embed_dim": 16, "depth": 1},
     "mambavision": {"stem_dim": 8, "embed_dim": 8, "depths": (1, 1, 2, 2), "num_heads": (1, 1)},
 }

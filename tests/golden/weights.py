@@ -35,4 +35,6 @@ def weight(key: str, shape: list[int]) -> Tensor:
         return 0.2 * noise
     if name in ("x_proj_weight", "dt_projs_weight"):  # linear maps, stacked
         return noise / math.sqrt(shape[-1])
+    if ".cpe" in key:  # x + conv(x), twice a block
+        return 0.2 * noise / math.sqrt(math.prod(shape[1:]))
     return noise / math.sqrt(math.prod(shape[1:]))

@@ -90,7 +90,7 @@ def test_no_other_file_imports_private_names_of_models():
 # What the contract promises of each family
 
 
-STAGED = ["test_vim2", "test_vmamba", "test_mambavision"]
+STAGED = ["test_vim2", "test_vmamba", "test_mambavision", "test_vssd"]
 
 
 @pytest.fixture(params=["test_vim", "test_vim_ssd", "test_videomamba", "test_mambar", *STAGED])
@@ -316,6 +316,7 @@ FEW_BLOCKS = {
     "test_mambar": {"depth": 1},
     "test_vmamba": {"embed_dims": (8, 16), "depths": (1, 1)},
     "test_mambavision": {"depths": (1, 1, 2, 2)},
+    "test_vssd": {"depths": (1, 1, 1, 1)},
 }
 
 
@@ -336,6 +337,7 @@ WRONG = {
     "test_videomamba": ({"depth": 0}, {"d_conv": 0}),
     "test_vim2": ({"depths": (1, 1)}, {"expand": 0}),
     "test_vmamba": ({"embed_dims": (8, 16)}, {"version": "v1"}, {"d_state": 0}),
+    "test_vssd": ({"num_heads": (1, 2, 3, 4)}, {"depths": (1, 1)}, {"d_state": 0}),
     "test_mambavision": ({"num_heads": (3, 4)}, {"window_sizes": (4,)}, {"stem_dim": 0}),
 }
 
@@ -361,7 +363,16 @@ def test_variants_are_functions_of_their_module(name):
         assert entrypoint.__doc__.endswith(".")
         module = entrypoint.__module__.rpartition(".")[2]
         assert entrypoint.__module__ == f"vim.models.{module}" and variant in timm.list_models(module=module)
-    counts = {"vim": 8, "vim_ssd": 2, "vim2": 3, "videomamba": 16, "vmamba": 9, "mambar": 4, "mambavision": 9}
+    counts = {
+        "vim": 8,
+        "vim_ssd": 2,
+        "vim2": 3,
+        "videomamba": 16,
+        "vmamba": 9,
+        "vssd": 4,
+        "mambar": 4,
+        "mambavision": 9,
+    }
     assert len(variants) == counts[family]
 
 

@@ -24,6 +24,7 @@ FAMILIES = {
     "vmamba_v0": ("test_vmamba", {"embed_dims": (16, 24), "depths": (1, 1), "version": "v0", "d_state": 4}),
     "mambar": ("test_mambar", {}),
     "mambavision": ("test_mambavision", {"depths": (1, 1, 2, 2), "layer_scale": 0.5}),
+    "vssd": ("test_vssd", {"depths": (1, 1, 1, 1)}),
     "tsm2": (None, {"variate_mixer": "mlp", **COVARIATES}),
 }
 

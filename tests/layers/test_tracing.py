@@ -33,7 +33,10 @@ def test_symbolic_trace(family):  # noqa: F811
 
 @pytest.mark.parametrize(
     "name",
-    ["test_vim", "test_vim_ssd", "test_videomamba", "test_mambar", "test_vim2", "test_vmamba", "test_mambavision"],
+    [
+        *("test_vim", "test_vim_ssd", "test_videomamba", "test_mambar"),
+        *("test_vim2", "test_vmamba", "test_vssd", "test_mambavision"),
+    ],
 )
 def test_torchvision_extracts_features(name):
     model, image = timm.create_model(name).eval(), torch.randn(2, 3, 64, 64)

@@ -157,7 +157,7 @@ def test_files_of_detectors_without_counters(tmp_path, caplog):
             torch.testing.assert_close(got, map_)
 
 
-@pytest.mark.parametrize("name", ["test_mambavision", "test_vmamba", "test_mambar"])
+@pytest.mark.parametrize("name", ["test_mambavision", "test_vmamba", "test_mambar", "test_vssd"])
 @pytest.mark.parametrize("options", [{"num_classes": 0}, {"num_classes": 7}, {"features_only": True}, {"in_chans": 1}])
 def test_a_classifier_in_other_models(name, options, tmp_path):
     weights = timm.create_model(name, num_classes=5).state_dict()

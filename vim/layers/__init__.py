@@ -9,11 +9,13 @@ from .factory import Factory, init_linears
 from .mamba import Init, MambaMixer
 from .mamba2 import Mamba2Mixer
 from .mixer import Directions, MixerState
+from .noncausal_ssd import NonCausalSSD
 from .norm import GatedRMSNorm, MapBatchNorm, ResidualNorm, RMSNorm, residual_dtype
 from .patch_embed import PaddedPatchEmbed, PatchEmbed
 from .position import (
     NUM_CLASS_TOKENS,
     ClassToken,
+    PositionConv,
     find_table,
     insert_class_tokens,
     insert_registers,
@@ -61,8 +63,10 @@ __all__ = [
     "MixerName",
     "MixerOptions",
     "MixerState",
+    "NonCausalSSD",
     "PaddedPatchEmbed",
     "PatchEmbed",
+    "PositionConv",
     "RMSNorm",
     "ResidualMixer",
     "ResidualNorm",

@@ -1,10 +1,12 @@
-"""Class tokens and position tables: their places in a sequence, and tables resized to another grid."""
+"""How a model knows where a token is: class tokens, position tables and their resizing, and convolutions of maps."""
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from .factory import Factory
 
 ClassToken = Literal["middle", "first", "ends", "none"]
 NUM_CLASS_TOKENS = {"middle": 1, "first": 1, "ends": 2, "none": 0}
@@ -85,3 +87,18 @@ def find_table(weights: dict[str, Tensor], name: str, width: int) -> Tensor | No
     if table is None or table.dim() != 3 or (table.shape[0], table.shape[2]) != (1, width) or not table.shape[1]:
         return None
     return table
+
+
+class PositionConv(nn.Module):
+    """``x + conv(x)`` with a 3 x 3 convolution of each channel: its zeros at the border tell positions apart.
+
+    Source: https://arxiv.org/abs/2102.10882.
+    """
+
+    def __init__(self, dim: int, **dd: Unpack[Factory]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (b, rows, columns, c) to the same."""
+        return x + self.conv(x.to(self.conv.weight.dtype).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
