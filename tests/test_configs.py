@@ -15,7 +15,7 @@ from vim.engine.config import load_recipe
 from vim.errors import UserError
 from vim.options import ImageRecipe, ImageTrainOptions, SeriesRecipe
 
-IMAGE_FAMILIES = ("vim", "mambamixer", "vmamba", "mambar", "mambavision", "deit")
+IMAGE_FAMILIES = ("vim", "mambamixer", "vmamba", "vssd", "mambar", "mambavision", "deit")
 CONFIGS = {name: path for family in IMAGE_FAMILIES for name, path in configs_of(family).items()}
 PUBLISHED = [name for name in CONFIGS if name.startswith("vim-") and name.endswith("_in1k")]
 FINE_TUNED = [name for name in PUBLISHED if "stride8" in name]
@@ -27,6 +27,7 @@ SMALL = {"model.embed_dim": 32, "model.depth": 2}
 SMALL_STAGES = {
     "vim2": {"embed_dims": [8] * 4, "channel_dims": [8] * 4, "depths": [1] * 4},
     "vmamba": {"embed_dims": [8] * 4, "depths": [1] * 4},
+    "vssd": {"embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 2, 4, 8]},
     "mambavision": {"stem_dim": 8, "embed_dim": 8, "depths": [1, 1, 1, 2], "num_heads": [2, 4]},
 }
 
@@ -110,7 +111,7 @@ def test_it_trains(name, tmp_path, monkeypatch, fresh_accelerate):
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.endswith("_in1k")])
 def test_a_row_is_what_its_name_says(name):
     recipe = load(name)
-    assert recipe.model["model_name"] == re.sub(r"(-stage\d)?_in1k$", "", name).replace("-", "_")
+    assert recipe.model["model_name"] == re.sub(r"(-stage\d|-mesa)?_in1k$", "", name).replace("-", "_")
     assert recipe.data.dataset == "folder"
 
 
@@ -173,6 +174,14 @@ MAMBAVISION = {"opt": "lamb", "lr": 5e-3, "eps": 1e-8}
             {"clip_grad": 5.0, "ema_decay": 0.9999},
         ),
         (
+            *("vssd-micro_in1k", 0.2, {"weight_decay": 0.05}, (300, 20), (1e-3, 1e-6, 1e-5)),
+            {"clip_grad": 5.0, "ema_decay": 0.9999},
+        ),
+        (
+            *("vssd-base-mesa_in1k", 0.6, {"weight_decay": 0.05}, (300, 20), (6e-4, 1e-6, 6e-6)),
+            {"clip_grad": 5.0, "ema_decay": 0.9999, "mesa": 2.0, "mesa_start": 0.25},
+        ),
+        (
             *("mambar-base-stage1_in1k", 0.1, {"weight_decay": 0.05}, (300, 5), (1e-3, 1e-6, 1e-5)),
             {"ema_decay": 0.99996, "smoothing": 0.0},
         ),
@@ -211,6 +220,7 @@ def test_rows_of_the_other_families(name, drop_path_rate, optimizer, epochs, rat
         ("vmamba-tiny-v0_in1k", {"A_log", "dt_weight", "dt_bias"}, {"D"}),
         ("vmamba-tiny-s1l8_in1k", {"A_log", "dt_weight", "dt_bias"}, {"D"}),
         ("mambar-base-stage1_in1k", {"A_log", "A_b_log"}, {"D", "D_b", "cls_token", "pos_embed", "pos_embed_cls"}),
+        ("vssd-tiny_in1k", set(), {"A_log", "D", "dt_bias"}),
         ("mambavision-b_in1k", {"A_log"}, {"D", "gamma"}),
     ],
 )
