@@ -122,9 +122,9 @@ def test_a_folder_of_sources_is_no_fork(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     vim.compat.install()
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-    from selective_scan import selective_scan_fn as same
+    from selective_scan import selective_scan_fn as core_scan_fn
 
-    assert same is selective_scan_fn
+    assert selective_scan_fn.__module__ == core_scan_fn.__module__ == "vim.compat.scan"
 
 
 def test_a_fork_without_init(tmp_path, monkeypatch):
@@ -202,6 +202,28 @@ def test_what_a_published_file_imports_is_imported_from_there():
     assert selective_scan_cuda is sys.modules["selective_scan_cuda"]
     with pytest.raises(ImportError, match="nothing_of_this_name"):
         from mamba_ssm.ops.selective_scan_interface import nothing_of_this_name  # noqa: F401
+
+
+def test_modules_are_reached_through_their_packages():
+    vim.compat.install()
+    import mamba_ssm
+
+    assert mamba_ssm.modules.mamba_simple.Mamba is mamba_ssm.Mamba
+    assert mamba_ssm.ops.triton.layer_norm.RMSNorm is mamba_ssm.modules.mamba_simple.RMSNorm
+    assert not hasattr(mamba_ssm, "moduls")
+
+
+def test_kernels_are_there_and_refuse_to_be_called():
+    vim.compat.install()
+    from mamba_ssm.ops.triton.ssd_chunk_state import _chunk_state_fwd
+
+    with pytest.raises(NotImplementedError, match="_chunk_state_fwd for import only"):
+        _chunk_state_fwd(torch.zeros(1))
+
+
+def test_another_preference_is_refused():
+    with pytest.raises(UserError, match="prefer must be 'ours' or None, got 'our'"):
+        vim.compat.install(prefer="our")
 
 
 def test_one_line_of_log(caplog):

@@ -85,6 +85,12 @@ def test_mamba2_simple(options):
     assert Mamba2Simple(64).headdim == 128 and Mamba2Simple(64).d_state == 64
 
 
+@pytest.mark.parametrize("options", [{"headdim": 5}, {"headdim": 64}, {"ngroups": 3}, {"d_ssm": 64}], ids=str)
+def test_channels_that_are_no_heads_are_refused(options):
+    with pytest.raises(ValueError, match="must be at most expand . d_model = 32, and heads of"):
+        Mamba2(**{**SIZES, **options})
+
+
 @pytest.mark.parametrize("options", [{"seq_idx": torch.zeros(1, 4)}, {"cu_seqlens": torch.zeros(2)}], ids=["a", "b"])
 def test_several_sequences_in_one_are_refused(options):
     with pytest.raises(NotImplementedError, match="without seq_idx and cu_seqlens"):

@@ -49,6 +49,14 @@ def test_what_the_convolution_refuses():
         causal_conv1d_fn(x, weight, bias, torch.zeros(2, 9, dtype=torch.int32), return_final_states=True)
     with pytest.raises(ValueError, match="activation must be"):
         causal_conv1d_fn(x, weight, bias, activation="gelu")
+    with pytest.raises(ValueError, match=r"initial_states must be \(b, d, w - 1\) = \(2, 6, 3\), got \(2, 6, 2\)"):
+        causal_conv1d_fn(x, weight, bias, initial_states=torch.zeros(2, 6, 2))
+    with pytest.raises(ValueError, match=r"conv_state must be \(b, d, >= w - 1\) = \(2, 6, 3\), got \(2, 6, 2\)"):
+        causal_conv1d_update(x[:, :, 0], torch.zeros(2, 6, 2), weight, bias)
+    with pytest.raises(ValueError, match=r"weight must be \(d, w\) = \(6, 4\), got \(6, 1, 4\)"):
+        causal_conv1d_fn(x, weight.unsqueeze(1), bias)
+    with pytest.raises(ValueError, match=r"x must be \(b, d, l\), floating point, got .* torch.int64"):
+        causal_conv1d_fn(x.long(), weight, bias)
     with pytest.raises(TypeError, match="takes 4, 5, 7 or 8 arguments, got 6"):
         raw_conv.causal_conv1d_fwd(x, weight, bias, None, None, True)
 

@@ -6,7 +6,13 @@ import torch
 from tests.compat import loops
 from vim.compat import raw_scan
 from vim.compat.layout import op_inputs
-from vim.compat.scan import bimamba_inner_fn, mamba_inner_fn, mamba_inner_fn_no_out_proj, selective_scan_fn
+from vim.compat.scan import (
+    bimamba_inner_fn,
+    core_scan_fn,
+    mamba_inner_fn,
+    mamba_inner_fn_no_out_proj,
+    selective_scan_fn,
+)
 
 B_, D_, L_, N_ = 2, 6, 11, 3
 SHAPES = {"(d,n)": (D_, N_), "(b,n,l)": (B_, N_, L_), "(b,g,n,l)": (B_, 2, N_, L_), "one group": (B_, 1, N_, L_)}
@@ -84,6 +90,36 @@ def test_wrong_shapes_are_named(name, shape):
     tensors = {**inputs(), name: torch.zeros(shape)}
     with pytest.raises(ValueError, match=rf"{name} must be \(d, n\), \(b, n, l\) or \(b, g, n, l\)"):
         selective_scan_fn(**tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("delta", torch.ones(B_, D_, L_ + 1)),  # must not be cut to l
+        ("z", torch.ones(1, D_, L_)),
+        ("D", torch.ones(D_, 1)),
+        ("delta_bias", torch.ones(1)),
+        ("A", torch.ones(D_ + 1, N_)),
+        ("u", torch.ones(B_, D_)),
+        ("u", torch.ones(B_, D_, L_, dtype=torch.int64)),
+    ],
+)
+@pytest.mark.parametrize("scan", [selective_scan_fn, raw_scan.SelectiveScan.fwd], ids=["function", "extension"])
+def test_wrong_tensors_are_named_in_the_published_layout(name, value, scan):
+    sizes = {"D": r"\(d,\)", "delta_bias": r"\(d,\)", "A": r"\(d, n\)"}.get(name, r"\(b, d, l\)")
+    with pytest.raises(ValueError, match=rf"^{name} must be {sizes}.*, got \({value.shape[0]},"):
+        scan(**{**inputs(), name: value}, delta_softplus=True)
+
+
+@pytest.mark.parametrize("delta", [torch.ones(B_, D_, L_ + 1), torch.ones(B_, 2 * D_, L_)])
+def test_oflex_names_wrong_steps(delta):
+    tensors = [delta if name == "delta" else t for name, t in inputs(z=False).items() if name != "z"]
+    with pytest.raises(
+        ValueError, match=rf"delta must be \(b, d, l\).*got \({B_}, {delta.shape[1]}, {delta.shape[2]}\)"
+    ):
+        raw_scan.Oflex.fwd(*tensors, True, 1, True)
+    with pytest.raises(ValueError, match="u must be .* floating point"):
+        raw_scan.Oflex.fwd(tensors[0].long(), *tensors[1:], True, 1, True)
 
 
 def test_complex_decays_are_refused():
@@ -247,6 +283,29 @@ def test_rows_of_the_first_build():
     *tensors, z, bias = (t.detach() for t in inputs().values())
     fwd = raw_scan.SelectiveScan.fwd
     torch.testing.assert_close(fwd(*tensors, z, bias, True, 1), fwd(*tensors, z, bias, True))
+
+
+def test_arguments_of_the_first_builds():
+    p = inputs(z=False)
+    *tensors, _, bias = p.values()
+    expected = loops.scan(**p, delta_softplus=True)[0]
+    close(core_scan_fn(*tensors, bias, True, 2), expected)
+    close(core_scan_fn(*tensors, delta_bias=bias, delta_softplus=True, nrows=2), expected)
+    close(core_scan_fn(*tensors, delta_bias=bias, delta_softplus=True, z=None, return_last_state=False), expected)
+    out, x = raw_scan.Core.fwd(*tensors, bias, True)
+    close(out, expected)
+    theirs = torch.autograd.grad(expected.sum(), [*tensors, bias])
+    for one, other in zip(raw_scan.Core.bwd(*tensors, bias, torch.ones_like(out), x, None, True), theirs, strict=True):
+        close(one, other.double(), 1e-4)
+
+
+def test_gradients_have_the_dtypes_of_their_tensors():
+    u, delta, A, B, C, D, _, bias = (t.detach().double() for t in inputs().values())
+    tensors = u, delta, A, B, C, D.float(), None, bias.float()
+    out, x = raw_scan.SelectiveScan.fwd(*tensors, True)
+    grads = raw_scan.SelectiveScan.bwd(*tensors, out, x, out, None, True, False)
+    given = [t for t in tensors if t is not None]
+    assert [grad.dtype for grad in grads] == [t.dtype for t in given]
 
 
 @pytest.mark.parametrize("gated", [True, False])

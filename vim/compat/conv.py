@@ -6,7 +6,7 @@ Sizes: b images, d channels, l tokens, w taps.
 import torch
 from torch import Tensor
 
-from .layout import by_channel, by_token, state_dtype, widest, without_autocast
+from .layout import by_channel, by_token, check_shape, check_tokens, state_dtype, widest, without_autocast
 
 __all__ = [
     "causal_conv1d_fn",
@@ -42,11 +42,16 @@ def causal_conv1d_fn(
         A contiguous (b, d, l) in x's dtype.
 
     Raises:
-        ValueError: another activation; or `seq_idx` with states.
+        ValueError: another shape or activation; integers; or `seq_idx` with states.
     """
     if isinstance(seq_idx, str):
         seq_idx, activation = None, seq_idx
     silu = is_silu(activation)
+    _check(x, weight, bias)
+    b, d, l = x.shape
+    check_shape(seq_idx, "seq_idx", "b, l", (b, l))
+    for states, name in ((initial_states, "initial_states"), (final_states_out, "final_states_out")):
+        check_shape(states, name, "b, d, w - 1", (b, d, weight.shape[1] - 1))
     if seq_idx is not None:
         if initial_states is not None or return_final_states:
             raise ValueError("seq_idx goes without initial_states and return_final_states: give one or the others")
@@ -88,6 +93,10 @@ def causal_conv1d_update(
         conv_state[rows] = states
         return y
     tokens = x.unsqueeze(2) if x.dim() == 2 else x
+    _check(tokens, weight, bias)
+    if conv_state.shape[:2] != tokens.shape[:2] or conv_state.shape[2] < weight.shape[1] - 1:
+        expected = (*tokens.shape[:2], weight.shape[1] - 1)
+        raise ValueError(f"conv_state must be (b, d, >= w - 1) = {expected}, got {tuple(conv_state.shape)}")
     l, before = tokens.shape[2], weight.shape[1] - 1
     if cache_seqlens is None:
         known = torch.cat([conv_state.to(x.dtype), tokens], dim=2)
@@ -99,6 +108,13 @@ def causal_conv1d_update(
         conv_state.scatter_(2, place[:, :, before:], tokens.to(conv_state.dtype))
     y = convolve(known, weight, bias, is_silu(activation))[:, :, known.shape[2] - l :]
     return y.squeeze(2) if x.dim() == 2 else y.contiguous()
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check_tokens(x, "x")
+    d = x.shape[1]
+    check_shape(weight, "weight", "d, w", (d, weight.shape[-1]))
+    check_shape(bias, "bias", "d,", (d,))
 
 
 def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:

@@ -19,8 +19,8 @@ from vim.errors import UserError
 from vim.kernels import available_backends
 from vim.kernels.backends import has_triton
 
-from . import names, shims, spawn, triton_stub
-from .names import EXTENSIONS, PACKAGES, TOP
+from . import language, names, shims, spawn, triton_stub
+from .names import EXTENSIONS, KERNELS, PACKAGES, TOP
 
 _logger = logging.getLogger(__name__)
 # a folder without __init__.py is a fork if it has one of these, and else no package: the sources of an extension, say
@@ -45,8 +45,11 @@ def install(
         cpu_shims: on a machine without a GPU, also run code that asks for one on the CPU.
 
     Raises:
-        UserError: one of the packages is imported already; or is installed, and not `prefer="ours"`.
+        UserError: one of the packages is imported already; or is installed, and not `prefer="ours"`; another `prefer`;
+            an alias of a name that is not served.
     """
+    if prefer not in (None, "ours"):
+        raise UserError(f"prefer must be 'ours' or None, got {prefer!r}")
     alias = dict(alias or {})
     for name, target in alias.items():
         if target not in EXTENSIONS | PACKAGES:
@@ -110,11 +113,12 @@ class ServedLoader(Loader):
 
 
 def _also_there(module: str, name: str) -> object:
-    """Return what published files import themselves, and others from there: the extensions, and einops' functions."""
+    """Return what published files import themselves, and others from there: modules, and einops' functions."""
     if name in ("rearrange", "repeat"):
         return getattr(import_module("einops"), name)
-    if name in EXTENSIONS:
-        return import_module(name)
+    for other in (f"{module}.{name}", name):
+        if other in EXTENSIONS or other in PACKAGES:
+            return import_module(other)
     raise AttributeError(f"module {module!r} has no attribute {name!r}: vim.compat does not serve it")
 
 
@@ -141,8 +145,9 @@ class Finder(MetaPathFinder):
             if contents is None or self._is_forked(fullname):
                 return None
         self.served[fullname] = None
+        loader = ServedLoader(contents, language.refused if name in KERNELS else None)
         is_package = any(other.startswith(f"{name}.") for other in EXTENSIONS | PACKAGES)
-        return ModuleSpec(fullname, ServedLoader(contents), origin="vim.compat", is_package=is_package)
+        return ModuleSpec(fullname, loader, origin="vim.compat", is_package=is_package)
 
     def _resolve(self, fullname: str) -> str:
         """Return the published name that a name stands for."""

@@ -1,4 +1,4 @@
-"""Names of language models that vision repositories import and do not call: each raises when it is called."""
+"""Names that vision repositories import and do not call, most of language models: each raises when it is called."""
 
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def _refuse(name: str) -> NoReturn:
-    raise NotImplementedError(f"vim.compat serves {name} for import only: it is of language models; install mamba_ssm")
+    raise NotImplementedError(f"vim.compat serves {name} for import only: to call it, install mamba_ssm")
 
 
 class GenerationMixin:
@@ -77,7 +77,11 @@ class RowParallelLinear(_Refused):
     """A linear layer on several devices; raises NotImplementedError."""
 
 
-def _refused(name: str):  # type: ignore[no-untyped-def]
+def refused(name: str):  # type: ignore[no-untyped-def]
+    """Return a function that refuses to be called; AttributeError for one of Python's own names."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+
     def function(*args: object, **options: object) -> NoReturn:
         _refuse(name)
 
@@ -85,11 +89,11 @@ def _refused(name: str):  # type: ignore[no-untyped-def]
     return function
 
 
-load_config_hf, load_state_dict_hf = _refused("load_config_hf"), _refused("load_state_dict_hf")
-all_reduce, reduce_scatter = _refused("all_reduce"), _refused("reduce_scatter")
+load_config_hf, load_state_dict_hf = refused("load_config_hf"), refused("load_state_dict_hf")
+all_reduce, reduce_scatter = refused("all_reduce"), refused("reduce_scatter")
 chunk_scan_fwd, chunk_scan_bwd = (
-    _refused("_mamba_chunk_scan_combined_fwd"),
-    _refused("_mamba_chunk_scan_combined_bwd"),
+    refused("_mamba_chunk_scan_combined_fwd"),
+    refused("_mamba_chunk_scan_combined_bwd"),
 )
-decode = _refused("decode")
-norm_fwd, norm_bwd = _refused("_layer_norm_fwd"), _refused("_layer_norm_bwd")
+decode = refused("decode")
+norm_fwd, norm_bwd = refused("_layer_norm_fwd"), refused("_layer_norm_bwd")

@@ -50,7 +50,19 @@ def by_channel(y: Tensor) -> Tensor:
     return y.squeeze(1).transpose(1, 2).contiguous()
 
 
-def grouped(B: Tensor, name: str, u: Tensor, dtype: torch.dtype) -> Tensor:
+def check_shape(x: Maybe, name: str, sizes: str, expected: tuple[int, ...]) -> None:
+    """Raise ValueError where a tensor has another shape; `sizes` are the letters of the expected one."""
+    if x is not None and tuple(x.shape) != expected:
+        raise ValueError(f"{name} must be ({sizes}) = {expected}, got {tuple(x.shape)}")
+
+
+def check_tokens(x: Tensor, name: str) -> None:
+    """Raise ValueError where a tensor is not (b, d, l), or holds integers, in which an output would be rounded."""
+    if x.dim() != 3 or not x.is_floating_point():
+        raise ValueError(f"{name} must be (b, d, l), floating point, got {tuple(x.shape)}, {x.dtype}")
+
+
+def grouped(B: Tensor, name: str, u: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     """Return B or C, (d, n), (b, n, l) or (b, g, n, l), as (b, 1, l, g, n).
 
     Raises:
@@ -59,14 +71,14 @@ def grouped(B: Tensor, name: str, u: Tensor, dtype: torch.dtype) -> Tensor:
     b, d, l = u.shape
     if B.is_complex():
         raise ValueError(f"{name} is complex, which the kernels do not take: expected floating point")
-    if B.dim() == 2 and B.shape[0] == d:  # one for each channel and all tokens: groups of one channel
+    if tuple(B.shape) == (d, n):  # one for each channel and all tokens: groups of one channel
         return B.to(dtype).view(1, 1, 1, *B.shape).expand(b, 1, l, *B.shape)
-    if B.dim() == 3 and B.shape[::2] == (b, l):
+    if tuple(B.shape) == (b, n, l):
         return B.to(dtype).transpose(1, 2).unsqueeze(1).unsqueeze(3)
-    if B.dim() == 4 and (B.shape[0], B.shape[3]) == (b, l) and d % B.shape[1] == 0:
+    if B.dim() == 4 and (B.shape[0], *B.shape[2:]) == (b, n, l) and d % B.shape[1] == 0:
         return B.to(dtype).permute(0, 3, 1, 2).unsqueeze(1)
     raise ValueError(
-        f"{name} must be (d, n), (b, n, l) or (b, g, n, l) with b, d, l = {tuple(u.shape)} and g dividing d, "
+        f"{name} must be (d, n), (b, n, l) or (b, g, n, l) with b, d, l = {tuple(u.shape)}, n = {n} and g dividing d, "
         f"got {tuple(B.shape)}"
     )
 
@@ -84,17 +96,25 @@ def op_inputs(
     """Return the tensors of a published scan in the layout and with the dtypes of the kernels.
 
     Raises:
-        ValueError: a shape is not one of the published ones, or A, B or C is complex.
+        ValueError: a shape is not one of the published ones, u holds integers, or A, B or C is complex.
     """
     if A.is_complex():
         raise ValueError("A is complex, which the kernels do not take: expected real decays (d, n)")
+    check_tokens(u, "u")
+    b, d, l = u.shape
+    n = A.shape[-1]
+    for each, name in ((delta, "delta"), (z, "z")):
+        check_shape(each, name, "b, d, l", (b, d, l))
+    for each, name in ((D, "D"), (delta_bias, "delta_bias")):
+        check_shape(each, name, "d,", (d,))
+    check_shape(A, "A", "d, n", (d, n))
     dtype = widest(u, delta, z, *(t for t in (B, C) if t.dim() > 2 and not t.is_complex()))
     wide = state_dtype(dtype)
     return (
         by_token(u, dtype),
         by_token(delta, dtype),
         A.to(wide).unsqueeze(0),
-        *_same_groups(grouped(B, "B", u, dtype), grouped(C, "C", u, dtype)),
+        *_same_groups(grouped(B, "B", u, n, dtype), grouped(C, "C", u, n, dtype)),
         None if D is None else D.to(wide).unsqueeze(0),
         None if z is None else by_token(z, dtype),
         None if delta_bias is None else delta_bias.to(wide).unsqueeze(0),

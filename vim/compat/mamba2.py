@@ -31,6 +31,7 @@ class Mamba2(nn.Module):
 
     Raises:
         NotImplementedError: a `process_group` is given.
+        ValueError: the channels are not heads of p, or these not groups.
     """
 
     def __init__(
@@ -70,6 +71,11 @@ class Mamba2(nn.Module):
         self.d_inner = int(expand * d_model)
         self.d_ssm = self.d_inner if d_ssm is None else d_ssm
         self.nheads = self.d_ssm // headdim
+        if self.d_ssm > self.d_inner or self.d_ssm % headdim or self.nheads % ngroups:
+            raise ValueError(
+                f"d_ssm={self.d_ssm} must be at most expand * d_model = {self.d_inner}, and heads of {headdim}, "
+                f"in ngroups={ngroups} of equal size"
+            )
         self.rmsnorm, self.norm_before_gate, self.dt_limit = rmsnorm, norm_before_gate, dt_limit
         self.chunk_size, self.use_mem_eff_path, self.layer_idx = chunk_size, use_mem_eff_path, layer_idx
         self.activation, self.act = "silu", nn.SiLU()

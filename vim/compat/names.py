@@ -15,13 +15,15 @@ def _raw(kind: str) -> dict[str, str]:
     return {"fwd": f"raw_scan.{kind}.fwd", "bwd": f"raw_scan.{kind}.bwd"}
 
 
-_NORMS = _same("norm", "RMSNorm", "layer_norm_fn", "rms_norm_fn") | {
+_PLAIN_NORMS = _same("norm", "RMSNorm", "layer_norm_fn", "rms_norm_fn")
+_NORMS = _PLAIN_NORMS | {
     "layer_norm_ref": "norm.layer_norm_fn",
     "rms_norm_ref": "norm.rms_norm_fn",
     "_layer_norm_fwd": "language.norm_fwd",
     "_layer_norm_bwd": "language.norm_bwd",
 }
 _SCANS = _same("scan", "selective_scan_fn", "selective_scan_ref")
+_CORE_SCANS = {"selective_scan_fn": "scan.core_scan_fn", "selective_scan_ref": "scan.core_scan_fn"}
 _FUNCTIONS = _same("scan", "SelectiveScanFn", "MambaInnerFn", "MambaInnerFnNoOutProj", "BiMambaInnerFn")
 _INNER = _same(
     *("scan", "mamba_inner_fn", "mamba_inner_fn_no_out_proj", "mamba_inner_ref", "bimamba_inner_fn"),
@@ -33,7 +35,12 @@ _RAW_CONV = {
     "causal_conv1d_update_function": "raw_conv.causal_conv1d_update_raw",
 }
 _CONV = _same("conv", "causal_conv1d_fn", "causal_conv1d_update")
+_UPDATE = _same("ssd", "selective_state_update")
+_SSD = _same("ssd", "mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined")
 _BLOCK = _same("block", "Block")
+# published files of mixers import these, and programs take them from there
+_BESIDE_MAMBA = _BLOCK | _PLAIN_NORMS | _CONV | _UPDATE | _same("scan", "selective_scan_fn") | _INNER
+_BESIDE_MAMBA2 = _CONV | _UPDATE | _SSD | {"RMSNormGated": "norm.GatedRMSNorm"}
 _LANGUAGE = {"MambaLMHeadModel": "language.MambaLMHeadModel"}
 
 EXTENSIONS: dict[str, dict[str, str]] = {
@@ -63,11 +70,11 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "_layer_norm_bwd": "language.norm_bwd",
     },
     "mamba_ssm.ops.triton.selective_state_update": {
-        "selective_state_update": "ssd.selective_state_update",
+        **_UPDATE,
         "selective_state_update_ref": "ssd.selective_state_update",
     },
     "mamba_ssm.ops.triton.ssd_combined": {
-        **_same("ssd", "mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined"),
+        **_SSD,
         "_mamba_chunk_scan_combined_fwd": "language.chunk_scan_fwd",
         "_mamba_chunk_scan_combined_bwd": "language.chunk_scan_bwd",
     },
@@ -75,6 +82,11 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     "mamba_ssm.utils.generation": _same("language", "GenerationMixin", "InferenceParams", "decode"),
     "mamba_ssm.utils.hf": _same("language", "load_config_hf", "load_state_dict_hf"),
 }
+# kernels that copies of published files import: each name is there, and refuses to be called
+KERNELS = tuple(
+    f"mamba_ssm.ops.triton.{name}"
+    for name in ("ssd_bmm", "ssd_chunk_scan", "ssd_chunk_state", "ssd_state_passing", "k_activations")
+)
 PACKAGES: dict[str, dict[str, str]] = {
     "mamba_ssm": {
         "__version__": "names.MAMBA_VERSION",
@@ -85,11 +97,11 @@ PACKAGES: dict[str, dict[str, str]] = {
         **_same("scan", "mamba_inner_fn", "bimamba_inner_fn"),
     },
     "mamba_ssm.modules": {},
-    "mamba_ssm.modules.mamba_simple": {**_same("mamba", "Mamba"), **_BLOCK},
-    "mamba_ssm.modules.mamba_new": {"Mamba": "video_mamba_suite.HalvedMamba", **_BLOCK},
-    "mamba_ssm.modules.mamba_simple_scan_norm": {"Mamba": "video_mamba_suite.ScanNormMamba", **_BLOCK},
-    "mamba_ssm.modules.mamba2": _same("mamba2", "Mamba2"),
-    "mamba_ssm.modules.mamba2_simple": _same("mamba2", "Mamba2Simple"),
+    "mamba_ssm.modules.mamba_simple": {**_same("mamba", "Mamba"), **_BESIDE_MAMBA},
+    "mamba_ssm.modules.mamba_new": {"Mamba": "video_mamba_suite.HalvedMamba", **_BESIDE_MAMBA},
+    "mamba_ssm.modules.mamba_simple_scan_norm": {"Mamba": "video_mamba_suite.ScanNormMamba", **_BESIDE_MAMBA},
+    "mamba_ssm.modules.mamba2": {**_same("mamba2", "Mamba2"), **_BESIDE_MAMBA2},
+    "mamba_ssm.modules.mamba2_simple": {**_same("mamba2", "Mamba2Simple"), **_BESIDE_MAMBA2},
     "mamba_ssm.modules.ssd_minimal": _same("ssd", "ssd_minimal_discrete"),
     "mamba_ssm.modules.mamba3": _same("language", "Mamba3"),
     "mamba_ssm.modules.block": _BLOCK,
@@ -99,6 +111,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     "mamba_ssm.ops.selective_scan_interface": {**_SCANS, **_INNER, **_FUNCTIONS},
     "mamba_ssm.ops.triton": {},
     "mamba_ssm.ops.triton.softplus": _same("softplus", "softplus"),
+    **{name: {} for name in KERNELS},
     "mamba_ssm.models": {},
     "mamba_ssm.models.config_mamba": _same("language", "MambaConfig"),
     "mamba_ssm.models.mixer_seq_simple": {
@@ -108,7 +121,7 @@ PACKAGES: dict[str, dict[str, str]] = {
         "_init_weights": "block.init_weights",
         # published models import these from here too
         **_same("mamba", "Mamba"),
-        **_same("norm", "RMSNorm", "layer_norm_fn", "rms_norm_fn"),
+        **_PLAIN_NORMS,
     },
     "mamba_ssm.utils": {},
     "mamba_ssm.utils.torch": {"custom_fwd": "shims.custom_fwd", "custom_bwd": "shims.custom_bwd"},
@@ -122,8 +135,8 @@ PACKAGES: dict[str, dict[str, str]] = {
         "causal_conv1d_ref": "conv.causal_conv1d_fn",
         "causal_conv1d_update_ref": "conv.causal_conv1d_update",
     },
-    "selective_scan": _SCANS,
-    "selective_scan.selective_scan_interface": _SCANS,
+    "selective_scan": _CORE_SCANS,
+    "selective_scan.selective_scan_interface": _CORE_SCANS,
     "selective_scan_vmamba": {},
     "selective_scan_vmamba.selective_scan_cuda_core": _raw("Core"),
     "selective_scan_vmamba_pt202": {},

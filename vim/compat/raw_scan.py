@@ -16,7 +16,7 @@ from torch.nn.functional import silu
 from vim.kernels.scan.reference import Options
 from vim.kernels.scan.states import longest_run
 
-from .layout import Maybe, OpInputs, by_channel, by_token, op_inputs, state_dtype, without_autocast
+from .layout import Maybe, OpInputs, by_channel, by_token, check_tokens, op_inputs, state_dtype, without_autocast
 
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Maybe)
 
@@ -145,9 +145,9 @@ def _backward(
         sum(dA).squeeze(0).to(A.dtype),
         _ungrouped(_join(dB), B),
         _ungrouped(_join(dC), C),
-        None if D is None else sum(dD).squeeze(0),
+        None if D is None else sum(dD).squeeze(0).to(D.dtype),
         None if z is None else _join([by_channel(grad) for grad in dz]).to(z.dtype),
-        None if delta_bias is None else sum(dbias).squeeze(0),
+        None if delta_bias is None else sum(dbias).squeeze(0).to(delta_bias.dtype),
     ]
 
 
@@ -229,9 +229,9 @@ class Core:
         D: Maybe,
         delta_bias: Maybe,
         delta_softplus: bool,
-        nrows: int,
+        nrows: int = 1,
     ) -> list[Tensor]:
-        """Return [out, x]; `nrows` is without effect."""
+        """Return [out, x]; `nrows`, which VMamba's first build does not have, is without effect."""
         return SelectiveScan.fwd(u, delta, A, B, C, D, None, delta_bias, delta_softplus)
 
     @staticmethod
@@ -245,10 +245,14 @@ class Core:
         delta_bias: Maybe,
         dout: Tensor,
         x: Maybe,
-        delta_softplus: bool,
-        nrows: int,
+        delta_softplus: bool | None,
+        nrows: int = 1,
     ) -> list[Maybe]:
-        """Return the gradients of u, delta, A, B, C, D and delta_bias."""
+        """Return the gradients of u, delta, A, B, C, D and delta_bias.
+
+        VMamba's first build ends with `out`, which is None, and then `delta_softplus`.
+        """
+        delta_softplus = bool(nrows if delta_softplus is None else delta_softplus)
         return SelectiveScan.bwd(*(u, delta, A, B, C, D, None, delta_bias, dout, x, None, None, delta_softplus, False))
 
 
@@ -269,7 +273,8 @@ class Oflex:
         out_float: bool,
     ) -> list[Tensor]:
         """Return [out, x]; out is float32 with `out_float`, otherwise in u's dtype."""
-        r = u.shape[1] // delta.shape[1]
+        check_tokens(u, "u")
+        r = _channels_of_a_step(u, delta)
         dtype = state_dtype(u.dtype) if out_float else u.dtype  # of the scan too: 16 bits in between lose the digits
         out, x, _ = _forward(u.to(dtype), _repeat(delta, r), A, B, C, D, None, _repeat(delta_bias, r), delta_softplus)
         return [out.to(dtype), x]
@@ -289,12 +294,16 @@ class Oflex:
         nrows: int,
     ) -> list[Maybe]:
         """Return the gradients of u, delta, A, B, C, D and delta_bias, each in its tensor's shape and dtype."""
-        r = u.shape[1] // delta.shape[1]
+        r = _channels_of_a_step(u, delta)
         u_like_dout = u.to(dout.dtype)
         du, ddelta, dA, dB, dC, dD, _, dbias = _backward(
             *(u_like_dout, _repeat(delta, r), A, B, C, D, None, _repeat(delta_bias, r), dout, x, delta_softplus)
         )
         return [None if du is None else du.to(u.dtype), _add_up(ddelta, r), dA, dB, dC, dD, _add_up(dbias, r)]
+
+
+def _channels_of_a_step(u: Tensor, delta: Tensor) -> int:
+    return max(u.shape[1] // delta.shape[1], 1)
 
 
 def _repeat(x: MaybeTensor, r: int) -> MaybeTensor:

@@ -3,6 +3,8 @@
 Sizes: b images, d channels, l tokens, n states, g groups of B and C, r the rank of the step size, w taps.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +19,7 @@ __all__ = [
     "SelectiveScanFn",
     "bimamba_inner_fn",
     "bimamba_inner_ref",
+    "core_scan_fn",
     "mamba_inner_fn",
     "mamba_inner_fn_no_out_proj",
     "mamba_inner_ref",
@@ -50,10 +53,31 @@ def selective_scan_fn(
         A contiguous (b, d, l) in u's dtype; with `return_last_state` also (b, d, n), float32.
 
     Raises:
-        ValueError: a shape is not as above, or A, B or C is complex.
+        ValueError: a shape is not as above, u holds integers, or A, B or C is complex.
     """
     y, state = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state=bool(return_last_state))
     return (y, state) if return_last_state else y
+
+
+def core_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    nrows: int = 1,
+    **options: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run :func:`selective_scan_fn` with the arguments of VMamba's package `selective_scan`, which has no gate.
+
+    Args:
+        nrows: without effect.
+        options: `z` and `return_last_state`, by name.
+    """
+    return selective_scan_fn(u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=delta_softplus, **options)
 
 
 @without_autocast
