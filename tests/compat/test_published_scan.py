@@ -122,6 +122,19 @@ def test_oflex_names_wrong_steps(delta):
         raw_scan.Oflex.fwd(tensors[0].long(), *tensors[1:], True, 1, True)
 
 
+def test_export_with_any_number_of_images():
+    p = {name: t.detach() for name, t in inputs().items()}
+
+    class Scan(torch.nn.Module):
+        def forward(self, u, B):
+            return selective_scan_fn(**{**p, "u": u, "delta": u.sigmoid(), "z": u, "B": B, "C": B})
+
+    first = torch.export.Dim("b", min=1)
+    exported = torch.export.export(Scan(), (p["u"], p["B"]), dynamic_shapes=({0: first}, {0: first})).module()
+    u, B = torch.randn(D_, D_, L_), torch.randn(D_, N_, L_)  # as many images as channels
+    torch.testing.assert_close(exported(u, B), Scan()(u, B))
+
+
 def test_complex_decays_are_refused():
     with pytest.raises(ValueError, match="A is complex"):
         selective_scan_fn(**{**inputs(), "A": torch.zeros(D_, N_, dtype=torch.complex64)})

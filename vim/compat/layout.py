@@ -71,9 +71,9 @@ def grouped(B: Tensor, name: str, u: Tensor, n: int, dtype: torch.dtype) -> Tens
     b, d, l = u.shape
     if B.is_complex():
         raise ValueError(f"{name} is complex, which the kernels do not take: expected floating point")
-    if tuple(B.shape) == (d, n):  # one for each channel and all tokens: groups of one channel
+    if B.dim() == 2 and tuple(B.shape) == (d, n):  # one for each channel and all tokens: groups of one channel
         return B.to(dtype).view(1, 1, 1, *B.shape).expand(b, 1, l, *B.shape)
-    if tuple(B.shape) == (b, n, l):
+    if B.dim() == 3 and tuple(B.shape) == (b, n, l):
         return B.to(dtype).transpose(1, 2).unsqueeze(1).unsqueeze(3)
     if B.dim() == 4 and (B.shape[0], *B.shape[2:]) == (b, n, l) and d % B.shape[1] == 0:
         return B.to(dtype).permute(0, 3, 1, 2).unsqueeze(1)
