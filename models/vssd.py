@@ -81,7 +81,7 @@ class Stem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (b, c, h, w) to (b, h / 4, w / 4, dim), twice rounded up."""
-        x = self.conv1(image)
+        x = self.conv1(image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))  # channels last, as the blocks
         return self.conv3(x + self.conv2(x)).permute(0, 2, 3, 1)
 
 
