@@ -10,7 +10,11 @@ from vim.measure.ops import compare_layouts, compare_routes, compare_scans, comp
 from vim.measure.videos import compare_clips, compare_decoding
 
 SMALL, TINY = ("vim_small", "deit_small_patch16_224"), ("vim_tiny", "deit_tiny_patch16_224")
-STAGED = (("vmamba_tiny_s1l8", "swin_tiny_patch4_window7_224"), ("mambavision_t", "convnext_tiny"))
+STAGED = (
+    ("vmamba_tiny_s1l8", "swin_tiny_patch4_window7_224"),
+    ("vssd_tiny", "swin_tiny_patch4_window7_224"),
+    ("mambavision_t", "convnext_tiny"),
+)
 
 
 def compare_everything(device: str, amp: str) -> list[Row]:
