@@ -104,8 +104,7 @@ constexpr int64_t kNormRows = 32;    // rows of a task
 constexpr int64_t kConvTokens = 32;  // tokens of a task
 constexpr int64_t kSaved = 16;       // steps between two states kept for the backward pass
 constexpr int64_t kSsdSaved = 64;    // and of state space duality
-constexpr int64_t kRun = 64;         // steps of a block between two transpositions of its tokens
-constexpr int64_t kLine = 64;        // bytes of the caches' lines
+constexpr int64_t kRun = 256;        // steps of a block before the next one's, if tokens are contiguous
 
 // A run of channels of one group. Each group is cut into pieces of the same width, fewer channels in the last.
 struct Piece {

@@ -70,14 +70,8 @@ static void multiply(float* out, int64_t width, int64_t rows, int64_t depth, Lef
 // to (columns, rows) = from (rows, columns) transposed, both in whole vectors.
 static void transpose_rows(float* to, const float* from, int64_t rows, int64_t columns) {
   for (int64_t i = 0; i < rows; i += kLanes)
-    for (int64_t j = 0; j < columns; j += kLanes) {
-      Vec square[kLanes];
-#pragma GCC unroll 16
-      for (int64_t r = 0; r < kLanes; ++r) square[r] = vec(from + (i + r) * columns + j);
-      transpose(square);
-#pragma GCC unroll 16
-      for (int64_t r = 0; r < kLanes; ++r) vec(to + (j + r) * rows + i) = square[r];
-    }
+    for (int64_t j = 0; j < columns; j += kLanes)
+      transpose(from + i * columns + j, columns, to + j * rows + i, rows);
 }
 
 // to = rows, each times a number.

@@ -22,13 +22,18 @@ static void copy_rows(float* to, const Rows& rows, const Place& p, int64_t t0, i
   }
 }
 
+// Returns the steps of a run: at most `longest`, and a multiple of kSaved.
+static int64_t run_of(const Scan& s, int64_t longest) {
+  return std::max(std::min(longest / kSaved, (s.tokens + kSaved - 1) / kSaved), int64_t{1}) * kSaved;
+}
+
 static bool is_transposed(const Rows& rows) { return rows.data != nullptr && rows.channel != 1; }
 
-// Up to kRun steps of one block of a tensor. If its channels are not contiguous, they are transposed to and from a
+// Up to kSaved steps of one block of a tensor. If its channels are not contiguous, they are transposed to and from a
 // buffer.
 class Tile {
  public:
-  // The next run of steps is `ahead` steps after the last.
+  // After the last block, the first comes again `ahead` steps later.
   Tile(const Rows& rows, const Place& p, int64_t ahead)
       : rows_(rows),
         p_(p),
@@ -38,60 +43,51 @@ class Tile {
   // Returns the tensor, for a block's steps from t0 on.
   Rows at(int64_t block, int64_t t0, int64_t steps) {
     if (!transposed_) return rows_;
-    first_ = p_.reverse ? p_.token(t0 + steps - 1) : t0;
+    const int64_t first = p_.reverse ? p_.token(t0 + steps - 1) : t0;
+    memory_ = rows_.at(p_.b, p_.k, first) + p_.channel(block) * rows_.channel;
     steps_ = steps;
-    channel_ = p_.channel(block);
     lanes_ = p_.lanes(block);
-    next_ = block + 1 < p_.blocks() ? kLanes * rows_.channel : next_run_;
-    return {reinterpret_cast<float*>(buffer_) - first_ * kLanes - channel_, 0, 0, kLanes, 0, 1};
+    // A line of each channel of the next block: its other steps are prefetched with this block's others.
+    const float* next = memory_ + (block + 1 < p_.blocks() ? kLanes * rows_.channel : next_run_);
+#pragma GCC unroll 16
+    for (int64_t c = 0; c < kLanes; ++c) __builtin_prefetch(next + c * rows_.channel);
+    return {reinterpret_cast<float*>(buffer_) - first * kLanes - p_.channel(block), 0, 0, kLanes, 0, 1};
   }
 
   Rows read(int64_t block, int64_t t0, int64_t steps) {
     const Rows tile = at(block, t0, steps);
-    if (transposed_) each<true>();
+    if (transposed_) copy<true>();
     return tile;
   }
 
   void write() {
-    if (transposed_) each<false>();
+    if (transposed_) copy<false>();
   }
 
  private:
   template <bool kRead>
-  void each() {
-    float *memory = rows_.at(p_.b, p_.k, first_) + channel_ * rows_.channel, *tile = reinterpret_cast<float*>(buffer_);
-    const int64_t steps = steps_, lanes = lanes_, channel = rows_.channel, token = rows_.token, next = next_;
+  void copy() {
+    float* tile = reinterpret_cast<float*>(buffer_);
     int64_t t = 0;
-    if (lanes == kLanes && token == 1)
-      for (; t + kLanes <= steps; t += kLanes) square<kRead>(memory + t, tile + t * kLanes, channel, next, t);
-    for (; t < steps; ++t)
-      for (int64_t c = 0; c < lanes; ++c) {
-        float *here = memory + t * token + c * channel, *lane = tile + t * kLanes + c;
+    if (lanes_ == kLanes && rows_.token == 1)
+      for (; t + kLanes <= steps_; t += kLanes) {
+        if (kRead) transpose(memory_ + t, rows_.channel, tile + t * kLanes, kLanes);
+        else transpose(tile + t * kLanes, kLanes, memory_ + t, rows_.channel);
+      }
+    for (; t < steps_; ++t)
+      for (int64_t c = 0; c < lanes_; ++c) {
+        float *here = memory_ + t * rows_.token + c * rows_.channel, *lane = tile + t * kLanes + c;
         (kRead ? *lane : *here) = kRead ? *here : *lane;
       }
-  }
-
-  // Copies kLanes tokens of kLanes channels, and prefetches those of the next block.
-  template <bool kRead>
-  static void square(float* memory, float* tile, int64_t channel, int64_t next, int64_t t) {
-    Vec rows[kLanes];
-    const int64_t from = kRead ? channel : kLanes, to = kRead ? kLanes : channel;
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < kLanes; ++i) std::memcpy(&rows[i], (kRead ? memory : tile) + i * from, sizeof(Vec));
-    transpose(rows);
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < kLanes; ++i) std::memcpy((kRead ? tile : memory) + i * to, &rows[i], sizeof(Vec));
-    if ((t + kLanes) * sizeof(float) % kLine != 0) return;
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < kLanes; ++i) __builtin_prefetch(memory + i * channel + next, kRead ? 0 : 1);
   }
 
   const Rows rows_;
   const Place& p_;
   const int64_t next_run_;
   const bool transposed_;
-  Vec buffer_[kRun];
-  int64_t first_ = 0, steps_ = 0, channel_ = 0, lanes_ = 0, next_ = 0;
+  Vec buffer_[kSaved];
+  float* memory_ = nullptr;
+  int64_t steps_ = 0, lanes_ = 0;
 };
 
 // Scales and gates the sum of the directions at T steps of one block of channels.
@@ -175,7 +171,7 @@ static void scan_piece(const Scan& scan, const Place& p, bool first, bool last) 
   const int64_t n = N ? N : s.states, blocks = p.blocks();
   const int64_t states = (p.b * s.directions + p.k) * s.channels * n, chunks = (s.tokens + kSaved - 1) / kSaved;
   const bool transposed = is_transposed(s.u) || is_transposed(s.delta) || is_transposed(s.z) || is_transposed(s.y);
-  const int64_t run = transposed ? kRun : kSteps;  // steps of a block before the next one's
+  const int64_t run = transposed ? run_of(s, kRun) : kSteps;  // steps of a block before the next one's
   Tile u(s.u, p, run), delta(s.delta, p, run), z(s.z, p, run), y(s.y, p, run), ungated(s.ungated, p, run);
   Buffer<Vec> A2(blocks * n), h(blocks * n), elapsed(blocks);
   Buffer<float> B(run * n), C(run * n);
@@ -188,14 +184,15 @@ static void scan_piece(const Scan& scan, const Place& p, bool first, bool last) 
     for (int64_t block = 0; block < blocks; ++block) {
       const Vec* a = &A2[block * n];
       Vec* state = &h[block * n];
-      if (transposed) {
-        s.u = u.read(block, t0, steps);
-        s.delta = delta.read(block, t0, steps);
-        s.z = z.read(block, t0, steps);
-        s.y = first ? y.at(block, t0, steps) : y.read(block, t0, steps);
-        s.ungated = ungated.at(block, t0, steps);
-      }
       for (int64_t t = 0; t < steps;) {
+        if (transposed && t % kSaved == 0) {
+          const int64_t chunk = std::min(kSaved, steps - t);
+          s.u = u.read(block, t0 + t, chunk);
+          s.delta = delta.read(block, t0 + t, chunk);
+          s.z = z.read(block, t0 + t, chunk);
+          s.y = first ? y.at(block, t0 + t, chunk) : y.read(block, t0 + t, chunk);
+          s.ungated = ungated.at(block, t0 + t, chunk);
+        }
         if (s.saved != nullptr && (t0 + t) % kSaved == 0) {
           float* saved = s.saved + states * chunks + ((t0 + t) / kSaved * s.channels + p.channel(block)) * n;
           for (int64_t i = 0; i < n; ++i) store(saved + i * p.lanes(block), state[i], p.mask(block));
@@ -208,9 +205,11 @@ static void scan_piece(const Scan& scan, const Place& p, bool first, bool last) 
           scan_steps<1, N>(s, p, block, t0 + t, a, state, b, c, first, last, &elapsed[block]);
           t += 1;
         }
+        if (transposed && (t % kSaved == 0 || t == steps)) {
+          y.write();
+          if (last) ungated.write();
+        }
       }
-      y.write();
-      if (last) ungated.write();
     }
     if (t0 + steps == s.tokens || (t0 + steps) % s.every == 0)
       keep_states(s, p, h.data(), elapsed.data(), (t0 + steps - 1) / s.every);
@@ -304,7 +303,7 @@ static void scan_piece_backward(const Scan& scan, const ScanGrads& all_grads, co
   const int64_t states = (p.b * s.directions + p.k) * s.channels * n, chunks = (s.tokens + kSaved - 1) / kSaved;
   // Steps of a block before the next one's: more if they are transposed, and their dB and dC stay in the cache.
   const bool transposed = is_transposed(s.u) || is_transposed(s.delta) || is_transposed(s.z) || is_transposed(grads.y);
-  const int64_t run = transposed ? std::max(kSaved, std::min(kRun, 256 / n / kSaved * kSaved)) : kSaved;
+  const int64_t run = transposed ? run_of(s, std::min(kRun, 256 / n)) : kSaved;
   Buffer<Vec> A2(blocks * n), g(blocks * n), dA(blocks * n), dD(blocks), dbias(blocks), dB(run * n), dC(run * n);
   Buffer<float> B(run * n), C(run * n);
   load_states(A2.data(), s.A + p.k * s.channels * n, p, n, kLog2E);
@@ -318,25 +317,26 @@ static void scan_piece_backward(const Scan& scan, const ScanGrads& all_grads, co
     std::fill(dB.data(), dB.data() + run * n, Vec{});
     std::fill(dC.data(), dC.data() + run * n, Vec{});
     for (int64_t block = 0; block < blocks; ++block) {
-      if (transposed) {
-        s.u = u.read(block, t0, steps);
-        s.delta = delta.read(block, t0, steps);
-        s.z = z.read(block, t0, steps);
-        s.ungated = ungated.read(block, t0, steps);
-        grads.y = dy.read(block, t0, steps);
-        grads.u = du.at(block, t0, steps);
-        grads.delta = ddelta.at(block, t0, steps);
-        grads.z = dz.at(block, t0, steps);
-      }
       for (int64_t t = (steps - 1) / kSaved * kSaved; t >= 0; t -= kSaved) {
+        const int64_t chunk = std::min(kSaved, steps - t);
+        if (transposed) {
+          s.u = u.read(block, t0 + t, chunk);
+          s.delta = delta.read(block, t0 + t, chunk);
+          s.z = z.read(block, t0 + t, chunk);
+          s.ungated = ungated.read(block, t0 + t, chunk);
+          grads.y = dy.read(block, t0 + t, chunk);
+          grads.u = du.at(block, t0 + t, chunk);
+          grads.delta = ddelta.at(block, t0 + t, chunk);
+          grads.z = dz.at(block, t0 + t, chunk);
+        }
         const float* saved = s.saved + states * chunks + ((t0 + t) / kSaved * s.channels + p.channel(block)) * n;
-        scan_steps_backward<N>(s, grads, p, block, t0 + t, std::min(kSaved, steps - t), &A2[block * n], &g[block * n],
-                               B.data() + t * n, C.data() + t * n, saved, &dA[block * n], &dD[block], &dbias[block],
-                               dB.data() + t * n, dC.data() + t * n);
+        scan_steps_backward<N>(s, grads, p, block, t0 + t, chunk, &A2[block * n], &g[block * n], B.data() + t * n,
+                               C.data() + t * n, saved, &dA[block * n], &dD[block], &dbias[block], dB.data() + t * n,
+                               dC.data() + t * n);
+        du.write();
+        ddelta.write();
+        if (!s.combined || p.k == 0) dz.write();
       }
-      du.write();
-      ddelta.write();
-      if (!s.combined || p.k == 0) dz.write();
     }
     for (int64_t t = 0; t < steps; ++t) {
       float* to_B = grads.B.at(p.b, p.k, p.token(t0 + t), p.piece.index);

@@ -95,7 +95,8 @@ void SsdPieceBackward::weigh(int64_t t0, Vec* of_dt, Vec* of_decay) {
     of_dt[v] = later;
   }
   for (int v = 0; v < 2; ++v) {
-    transpose(below + v * kLanes);
+    float* square = reinterpret_cast<float*>(below + v * kLanes);
+    transpose(square, kLanes, square, kLanes);
     of_decay[v] = Vec{};
     for (int i = 0; i < kLanes; ++i) of_decay[v] += below[v * kLanes + i];
   }

@@ -71,26 +71,24 @@ static inline Vec load_ahead(const float* from, int64_t next, Mask mask) {
 }
 
 #if VIM_LANES == 8
-// Transposes a square of kLanes vectors: fours of each half, then the halves change places.
-static inline void transpose(Vec* square) {
-  __m256 x[8], pairs[8], fours[8];
+// Transposes a square of kLanes rows in memory, `row` floats apart, to rows `column` floats apart, also in place:
+// fours of each half. Loads of halves exchange the halves, and cross fewer lines of the caches than loads of wholes.
+static inline void transpose(const float* from, int64_t row, float* to, int64_t column) {
+  __m256 x[8];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) x[i] = reinterpret_cast<__m256>(square[i]);
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    pairs[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
-    pairs[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+  for (int i = 0; i < 8; ++i) {
+    const float* at = from + i % 4 * row + i / 4 * 4;
+    x[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(at)), _mm_loadu_ps(at + 4 * row), 1);
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const int at = i / 2 * 4 + i % 2;
-    fours[2 * i] = _mm256_shuffle_ps(pairs[at], pairs[at + 2], 0x44);
-    fours[2 * i + 1] = _mm256_shuffle_ps(pairs[at], pairs[at + 2], 0xee);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    square[i] = reinterpret_cast<Vec>(_mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20));
-    square[i + 4] = reinterpret_cast<Vec>(_mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31));
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    const __m256 low0 = _mm256_unpacklo_ps(x[i], x[i + 1]), high0 = _mm256_unpackhi_ps(x[i], x[i + 1]);
+    const __m256 low1 = _mm256_unpacklo_ps(x[i + 2], x[i + 3]), high1 = _mm256_unpackhi_ps(x[i + 2], x[i + 3]);
+    float* out = to + i * column;
+    _mm256_storeu_ps(out, _mm256_shuffle_ps(low0, low1, 0x44));
+    _mm256_storeu_ps(out + column, _mm256_shuffle_ps(low0, low1, 0xee));
+    _mm256_storeu_ps(out + 2 * column, _mm256_shuffle_ps(high0, high1, 0x44));
+    _mm256_storeu_ps(out + 3 * column, _mm256_shuffle_ps(high0, high1, 0xee));
   }
 }
 #else
@@ -115,9 +113,12 @@ static inline Vec interleave(Vec a, Vec b) {
 #endif
 }
 
-// Transposes a square of kLanes vectors. Each round takes the place of an element, as a number of two halves of bits,
-// one bit round.
-static inline void transpose(Vec* square) {
+// Transposes a square of kLanes rows in memory, `row` floats apart, to rows `column` floats apart, also in place. Each
+// round takes the place of an element, as a number of two halves of bits, one bit round.
+static inline void transpose(const float* from, int64_t row, float* to, int64_t column) {
+  Vec square[kLanes];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kLanes; ++i) std::memcpy(&square[i], from + i * row, sizeof(Vec));
 #pragma GCC unroll 4
   for (int round = 1; round < kLanes; round *= 2) {
     Vec next[kLanes];
@@ -129,6 +130,8 @@ static inline void transpose(Vec* square) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) square[i] = next[i];
   }
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kLanes; ++i) std::memcpy(to + i * column, &square[i], sizeof(Vec));
 }
 #endif
 

@@ -29,7 +29,7 @@ def selective_scan_with_states(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return y, the state and the sum of the step sizes after each `every` tokens, y before the gate, and the states.
 
-    The latter are for the backward pass. `every` is a multiple of 64.
+    The latter are for the backward pass. `every` is a multiple of 256.
     """
     (b, k, l, d), A = inputs.u.shape, inputs.A
     states = A.new_empty(b, k, max(-(-l // every), 1), d, A.shape[2])
