@@ -1,16 +1,22 @@
 """The published mixers: their parameters' names, and their outputs from the definition in float64."""
 
+import copy
+import io
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import vim.compat
 from tests.compat import loops
+from tests.compat.test_install import clean  # noqa: F401
 from tests.compat.test_published_scan import close
 from vim.compat.block import Block, GatedMLP, create_block, init_weights
 from vim.compat.language import InferenceParams
 from vim.compat.mamba import Mamba
-from vim.compat.mamba2 import Mamba2
+from vim.compat.mamba2 import Mamba2, Mamba2Simple
 from vim.compat.norm import RMSNorm
 from vim.compat.video_mamba_suite import HalvedMamba, ScanNormMamba
 
@@ -145,6 +151,77 @@ def test_attributes_that_programs_read():
     assert [getattr(module, name) for name in read] == ["v2", True, True, 0.5, 32, 1, 2]
     assert (module.activation, module.use_fast_path, module.bimamba) == ("silu", True, False)
     assert Mamba(16, bimamba=True).bimamba and not hasattr(Mamba(16), "gamma")
+
+
+PUBLISHED = {
+    "upstream": ({}, []),
+    "Vim": ({"bimamba_type": "v2", "if_devide_out": True, "init_layer_scale": 0.5}, ["if_divide_out"]),
+    "Vim's v1": ({"bimamba_type": "v1"}, []),
+    "Vim, halved by another name": ({"bimamba_type": "v2", "if_divide_out": True}, ["if_devide_out"]),
+    "VideoMamba": ({"bimamba": True}, ["bimamba_type"]),
+    "SegMamba": ({"bimamba_type": "v3", "nslices": 3}, ["bimamba"]),
+}
+
+
+def unpickled(module, monkeypatch, absent):
+    """Pickle a module by the name of a published class, without attributes that it lacks, and load it."""
+    vim.compat.install()
+    for each in module.modules():
+        for attribute in absent:
+            each.__dict__.pop(attribute, None)
+    for kind, source in (
+        (Mamba, "mamba_simple"),
+        (Mamba2, "mamba2"),
+        (Mamba2Simple, "mamba2_simple"),
+        (Block, "block"),
+    ):
+        monkeypatch.setattr(kind, "__module__", f"mamba_ssm.modules.{source}")
+    monkeypatch.setattr(RMSNorm, "__module__", "mamba_ssm.ops.triton.layer_norm")
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_pickled_mixer(name, monkeypatch, clean):  # noqa: F811
+    options, absent = PUBLISHED[name]
+    torch.manual_seed(0)
+    ours, x = Mamba(16, **options), torch.randn(2, 12, 16)
+    wanted = expected(ours, x)
+    own = {"if_divide_out", "if_devide_out", "bimamba", "nslices", "bimamba_type", "init_layer_scale"}
+    theirs = unpickled(ours, monkeypatch, [*absent, *(own - options.keys())])
+    close(theirs(x), wanted)
+    close(copy.deepcopy(theirs)(x), wanted)
+
+
+def test_a_pickled_mixer_of_a_fork_that_disagrees(monkeypatch, clean):  # noqa: F811
+    ours = Mamba(16, bimamba_type="v3", nslices=3)
+    with pytest.raises(ValueError, match="different models in different forks"):
+        unpickled(ours, monkeypatch, ["if_divide_out", "nslices"])
+
+
+@pytest.mark.parametrize("kind", [HalvedMamba, ScanNormMamba])
+def test_copies_of_mixers_in_two_directions(kind):
+    module, x = kind(16, bimamba_type="v2", if_devide_out=True), torch.randn(2, 9, 16)
+    torch.testing.assert_close(copy.deepcopy(module)(x), module(x))
+
+
+@pytest.mark.parametrize("mixer", [Mamba, Mamba2, Mamba2Simple])
+def test_a_pickled_block(mixer, monkeypatch, clean):  # noqa: F811
+    torch.manual_seed(0)
+    options = {"norm_cls": RMSNorm, "fused_add_norm": True}
+    ours = Block(16, partial(mixer, **({} if mixer is Mamba else {"headdim": 8})), **options)
+    x = torch.randn(2, 6, 16)
+    wanted = [*ours(x), ours.norm(x)]
+    absent = ["mlp", "layer_idx", "drop", "if_divide_out", "bimamba_type", "bimamba", "nslices", "init_layer_scale"]
+    if mixer is Mamba2Simple:
+        absent += ["d_ssm", "D_has_hdim", "rmsnorm", "process_group"]
+    theirs = unpickled(ours, monkeypatch, absent)
+    if mixer is Mamba2Simple:
+        theirs.mixer.__dict__.pop("norm_before_gate")
+        theirs = unpickled(theirs, monkeypatch, [])
+    torch.testing.assert_close([*theirs(x), theirs.norm(x)], wanted)
 
 
 def shapes(ends, dim=192, e=384, r=12, n=16, decays=None):

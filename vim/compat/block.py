@@ -52,9 +52,9 @@ class Block(nn.Module):
         """Return what the mixer adds, and the sum before it, (b, l, d) each."""
         hidden_states, residual = self._add_norm(self.norm, hidden_states, residual)
         hidden_states = self.mixer(hidden_states, inference_params=inference_params, **options)
-        if self.mlp is not None:
+        if getattr(self, "mlp", None) is not None:  # a block of version 1 that was pickled has none
             hidden_states, residual = self._add_norm(self.norm2, hidden_states, residual)
-            hidden_states = self.mlp(hidden_states)
+            hidden_states = self.mlp(hidden_states)  # type: ignore[misc]
         return hidden_states, residual
 
     def _add_norm(self, norm: nn.Module, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -81,11 +81,7 @@ class Mamba(nn.Module):
         nslices: int | None = None,
     ) -> None:
         super().__init__()
-        kind = "v2" if bimamba else bimamba_type or "none"
-        if kind not in SCANS or (kind == "v3") != (nslices is not None):
-            raise ValueError(
-                f"bimamba_type={kind!r} with nslices={nslices} means different models in different forks: {FORK}"
-            )
+        kind = _kind_of_scans(bimamba_type, bimamba, nslices)
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
@@ -110,6 +106,15 @@ class Mamba(nn.Module):
         self.out_proj = nn.Linear(e, d_model, bias=bias, device=device, dtype=dtype)
         if init_layer_scale is not None:
             self.gamma = nn.Parameter(torch.full((d_model,), init_layer_scale, device=device))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes of a pickled mixer; a published one has fewer, and one spelling of the division."""
+        state = {"bimamba": False, "nslices": None, "init_layer_scale": None, **state}
+        if not {"if_divide_out", "if_devide_out"} <= state.keys():
+            kind = _kind_of_scans(state.get("bimamba_type"), state["bimamba"], state["nslices"])
+            divide = kind == "v2" and bool(state.get("if_divide_out") or state.get("if_devide_out"))
+            state |= {"bimamba_type": kind, "if_divide_out": divide, "if_devide_out": divide}
+        super().__setstate__(state)
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None, T: int = 1) -> Tensor:
         """Map (b, l, d) to the same.
@@ -205,6 +210,16 @@ class Mamba(nn.Module):
                 f"Mamba with bimamba_type={self.bimamba_type!r} also scans backwards, so it takes whole sequences: "
                 "call it without inference_params"
             )
+
+
+def _kind_of_scans(bimamba_type: str | None, bimamba: bool, nslices: int | None) -> str:
+    """Return the key of `SCANS`, or raise ValueError where published forks disagree on it."""
+    kind = "v2" if bimamba else bimamba_type or "none"
+    if kind not in SCANS or (kind == "v3") != (nslices is not None):
+        raise ValueError(
+            f"bimamba_type={kind!r} with nslices={nslices} means different models in different forks: {FORK}"
+        )
+    return kind
 
 
 def cached_states(mixer: nn.Module, inference_params: Any, batch_size: int) -> States:

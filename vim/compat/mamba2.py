@@ -257,6 +257,11 @@ class Mamba2Simple(Mamba2):
             shape = self.nheads, headdim, d_state
             self.init_states = not_decayed(torch.zeros(shape, device=device, dtype=dtype))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes of a pickled mixer; a published one lacks the options that only `Mamba2` has."""
+        fixed = {"d_ssm": state["d_inner"], "D_has_hdim": False, "rmsnorm": True, "norm_before_gate": False}
+        super().__setstate__(fixed | state)
+
     def forward(self, u: Tensor, seq_idx: Tensor | None = None, **options: Any) -> Tensor:  # type: ignore[override]
         """Map (b, l, d) to the same."""
         return super().forward(u, seq_idx=seq_idx, **options)

@@ -22,6 +22,10 @@ class HalvedMamba(Mamba):
         self.in_proj = nn.Linear(d_model, 4 * e, bias=bias, device=weight.device, dtype=weight.dtype)
         self.out_proj = nn.Linear(2 * e, d_model, bias=bias, device=weight.device, dtype=weight.dtype)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes of a pickled mixer, with our name for its two directions."""
+        super().__setstate__(state | {"bimamba_type": "halves", "if_divide_out": False, "if_devide_out": False})
+
     def _mix(self, xz: Tensor, states: States | None) -> Tensor:
         halves = (half.chunk(2, dim=-1) for half in xz.chunk(2, dim=-1))
         return torch.cat([self._scan(x, z, "", reverse=i == 1) for i, (x, z) in enumerate(halves)], dim=-1)
@@ -37,6 +41,10 @@ class ScanNormMamba(Mamba):
         weight = self.out_proj.weight
         self.norm = RMSNorm(self.d_inner, device=weight.device, dtype=weight.dtype)
         self.if_divide_out = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes of a pickled mixer, whose sum is not halved."""
+        super().__setstate__(state | {"if_divide_out": False})
 
     def _mix(self, xz: Tensor, states: States | None) -> Tensor:
         y = super()._mix(xz, states)
