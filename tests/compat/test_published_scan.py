@@ -273,6 +273,53 @@ def test_inner_functions(bias):
     close(ours, projected(mixed(p, True)))
 
 
+def test_norms_of_what_is_projected():
+    p = mixer(True)
+    weights = {name: torch.randn(size) for name, size in (("b", N_), ("c", N_), ("dt", D_))}
+    y = mamba_inner_fn(
+        *(p["xz"], p["conv"], p["conv_bias"], p["x_proj"], p["dt_proj"], p["out_proj"], p["out_bias"], p["A"]),
+        D=p["D"],
+        delta_bias=p["delta_bias"],
+        **{f"{name}_rms_weight": weight for name, weight in weights.items()},
+        b_c_dt_rms_eps=0.1,
+    )
+    x, z = p["xz"].double().chunk(2, 1)
+    x = loops.conv(x, p["conv"][:, 0], p["conv_bias"], True)
+    rows = torch.einsum("rd,bdl->brl", p["x_proj"].double(), x)
+    projected = {"dt": torch.einsum("dr,brl->bdl", p["dt_proj"].double(), rows[:, :2])}
+    projected |= {"b": rows[:, 2 : 2 + N_], "c": rows[:, -N_:]}
+    dt, B, C = (
+        projected[name] / (projected[name].square().mean(1, keepdim=True) + 0.1).sqrt() * weights[name].view(-1, 1)
+        for name in ("dt", "b", "c")
+    )
+    scanned = loops.scan(x, dt, p["A"], B, C, p["D"], z, p["delta_bias"], True)[0]
+    close(y, torch.einsum("od,bdl->blo", p["out_proj"].double(), scanned) + p["out_bias"])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_state_before_the_first_token(kept):
+    l = 2 * 2048 + 100 if kept else L_
+    p = {name: t.detach() for name, t in inputs(l=l).items()}
+    fwd, bwd = raw_scan.SelectiveScan.fwd, raw_scan.SelectiveScan.bwd
+    whole, x, gated = fwd(*p.values(), True, None)
+    cut = l // 2
+    parts = [{name: t[..., s] if t.dim() == 3 else t for name, t in p.items()} for s in (slice(cut), slice(cut, None))]
+    state = fwd(*parts[0].values(), True)[1][:, :, -1, 1::2]
+    tensors = {name: t.clone().requires_grad_(kept) for name, t in parts[1].items()}
+    out, last, out_z = fwd(*tensors.values(), True, state)
+    close(out, whole[..., cut:].double(), 1e-4)
+    close(out_z, gated[..., cut:].double(), 1e-4)
+    close(last[:, :, -1, 1::2], x[:, :, -1, 1::2].double(), 1e-4)
+    # of the tokens behind the cut, the whole sequence has the same gradient
+    dout = torch.zeros_like(whole)
+    dout[..., cut:] = torch.linspace(-1, 1, l - cut)
+    du = bwd(*p.values(), dout, x, whole, None, True, False)[0][..., cut:]
+    given = [t.detach() for t in tensors.values()]
+    close(bwd(*given, dout[..., cut:], last, out, None, True, False, state)[0], du.double(), 1e-4)
+    with pytest.raises(ValueError, match=r"the state must be \(b, d, n\)"):
+        fwd(*p.values(), True, state[..., :-1])
+
+
 def test_a_backend_that_keeps_nothing_before_the_gate():
     tensors = {name: t.detach().double() for name, t in inputs().items()}
     tensors["B"], tensors["C"] = tensors["B"].unsqueeze(1), tensors["C"].unsqueeze(1)

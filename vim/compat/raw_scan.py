@@ -16,7 +16,17 @@ from torch.nn.functional import silu
 from vim.kernels.scan.reference import Options
 from vim.kernels.scan.states import longest_run
 
-from .layout import Maybe, OpInputs, by_channel, by_token, check_tokens, op_inputs, state_dtype, without_autocast
+from .layout import (
+    Maybe,
+    OpInputs,
+    by_channel,
+    by_token,
+    check_shape,
+    check_tokens,
+    op_inputs,
+    state_dtype,
+    without_autocast,
+)
 
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Maybe)
 
@@ -42,10 +52,12 @@ def _forward(
     delta_bias: Maybe,
     softplus: bool,
     *,
+    state: Maybe = None,
     save: bool | None = None,
 ) -> tuple[Tensor, Tensor, Maybe]:
     """Return the output before the gate, (b, d, l), the states, (b, d, chunks, 2n), and the gated output if there is z.
 
+    `state`, (b, d, n), is before the first token; by default zeros.
     The states are float32, one for every 2048 tokens: after each product of the decays so far, the state. With `save`,
     what the backward pass needs goes with them, as an attribute. By default it does if it looks as if there will be a
     backward pass; otherwise :func:`_backward` computes it again.
@@ -53,7 +65,8 @@ def _forward(
     if save is None:
         save = any(t is not None and t.requires_grad for t in (u, delta, A, B, C, z))
     inputs = op_inputs(u, delta, A, B, C, D, z, delta_bias)
-    parts, outputs, before = [], [], None
+    check_shape(state, "the state", "b, d, n", (u.shape[0], *A.shape))
+    parts, outputs, before = [], [], None if state is None else state.to(inputs[2].dtype).unsqueeze(1)
     chunks: list[tuple[Tensor, Tensor]] = []  # sums of step sizes from the first token on, and states
     options = Options(reverse=[False], delta_softplus=softplus)
     for _, cut in _runs(inputs):
@@ -62,7 +75,7 @@ def _forward(
         )
         parts.append(_Part(before, ungated, saved))
         outputs.append((y, y if z is None else _without_gate(cut, ungated, before, options).to(y.dtype)))
-        chunks.append((elapsed if before is None else chunks[-1][0][:, :, -1:] + elapsed, states))
+        chunks.append((elapsed if not chunks else chunks[-1][0][:, :, -1:] + elapsed, states))
         before = states[:, :, -1]
     elapsed, states = (torch.cat(each, dim=2).squeeze(1) for each in zip(*chunks, strict=True))
     x = _chunk_states(elapsed, states, inputs[2])
@@ -119,6 +132,7 @@ def _backward(
     dout: Tensor,
     x: Maybe,
     softplus: bool,
+    state: Maybe = None,
 ) -> list[Maybe]:
     """Return the gradients of the eight inputs, in their shapes and dtypes.
 
@@ -126,7 +140,8 @@ def _backward(
     """
     parts = getattr(x, "_parts", None)
     if parts is None:
-        parts = _forward(u, delta, A, B, C, D, z, delta_bias, softplus, save=True)[1]._parts  # type: ignore[attr-defined]
+        x = _forward(u, delta, A, B, C, D, z, delta_bias, softplus, state=state, save=True)[1]
+        parts = x._parts  # type: ignore[attr-defined]
     grads, dstate = [], None
     inputs = op_inputs(u, delta, A, B, C, D, z, delta_bias)
     for part, (tokens, cut) in zip(reversed(parts), reversed(list(_runs(inputs))), strict=True):
@@ -176,14 +191,15 @@ class SelectiveScan:
         z: Maybe,
         delta_bias: Maybe,
         delta_softplus: bool,
-        nrows: int = 1,
+        state: Tensor | int | None = None,
     ) -> list[Tensor]:
         """Return [out, x], or [out, x, out_z] with a gate: the output, the states, the gated output.
 
-        See :func:`vim.compat.scan.selective_scan_fn` for the shapes. out and out_z are in u's dtype. `nrows`, which
-        VMamba's first build takes, is without effect.
+        See :func:`vim.compat.scan.selective_scan_fn` for the shapes. out and out_z are in u's dtype. `state` is
+        MambaByte's, before the first token, (b, d, n). VMamba's first build has a number there, without effect.
         """
-        out, x, gated = _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        before = state if isinstance(state, Tensor) else None
+        out, x, gated = _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state=before)
         return [out.to(u.dtype), x] if gated is None else [out.to(u.dtype), x, gated.to(u.dtype)]
 
     @staticmethod
@@ -202,12 +218,13 @@ class SelectiveScan:
         dz: Maybe,
         delta_softplus: bool,
         recompute_out_z: bool,
+        state: Maybe = None,
     ) -> list[Maybe]:
         """Return the gradients of u, delta, A, B, C, D and delta_bias; with a gate also dz, and out_z if it is wanted.
 
         dz is written in place if it is given: callers read it through the tensor of which it is a part.
         """
-        *grads, grad_z, grad_bias = _backward(u, delta, A, B, C, D, z, delta_bias, dout, x, delta_softplus)
+        *grads, grad_z, grad_bias = _backward(u, delta, A, B, C, D, z, delta_bias, dout, x, delta_softplus, state)
         result = [*grads, grad_bias]
         if grad_z is not None and z is not None:
             result.append(grad_z if dz is None else dz.copy_(grad_z))

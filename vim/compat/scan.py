@@ -3,7 +3,7 @@
 Sizes: b images, d channels, l tokens, n states, g groups of B and C, r the rank of the step size, w taps.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .conv import convolve
 from .layout import by_channel, op_inputs, without_autocast
+from .norm import rms_norm_fn
 
 __all__ = [
     "BiMambaInnerFn",
@@ -155,11 +156,24 @@ def mamba_inner_fn(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
     checkpoint_lvl: int = 1,
+    b_rms_weight: Tensor | None = None,
+    c_rms_weight: Tensor | None = None,
+    dt_rms_weight: Tensor | None = None,
+    b_c_dt_rms_eps: float = 1e-6,
 ) -> Tensor:
-    """Run :func:`mamba_inner_fn_no_out_proj`, and project with `out_proj_weight`, (out, d): return (b, l, out)."""
+    """Run :func:`mamba_inner_fn_no_out_proj`, and project with `out_proj_weight`, (out, d): return (b, l, out).
+
+    Args:
+        b_rms_weight, c_rms_weight: (n,), to divide the projected B and C by their root mean square over n.
+        dt_rms_weight: (d,), of the projected steps, over d.
+
+    The gradients go through these norms. In the published code they do not, and the weights have none.
+    """
     y = _inner(
         (xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight),
         *((A,), B, C, D, delta_bias, B_proj_bias, C_proj_bias, delta_softplus),
+        norms=(b_rms_weight, c_rms_weight, dt_rms_weight),
+        eps=b_c_dt_rms_eps,
     )
     return _project(y, out_proj_weight, out_proj_bias)
 
@@ -204,6 +218,9 @@ def _inner(
     B_proj_bias: Tensor | None,
     C_proj_bias: Tensor | None,
     delta_softplus: bool,
+    *,
+    norms: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None),
+    eps: float = 1e-6,
 ) -> Tensor:
     """Return the sum of a scan forwards with the first decays and one backwards with the second, if there is one."""
     xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight = tensors
@@ -211,11 +228,11 @@ def _inner(
     x = convolve(x, conv1d_weight.flatten(1), conv1d_bias, silu=True)
     projected = F.linear(x.transpose(1, 2), x_proj_weight)  # (b, l, r + 2n)
     r, n = delta_proj_weight.shape[1], decays[0].shape[1]
-    delta = F.linear(projected[..., :r], delta_proj_weight).transpose(1, 2)
+    delta = _normed(F.linear(projected[..., :r], delta_proj_weight), norms[2], eps).transpose(1, 2)
     if B is None:
-        B = _with_bias(projected[..., r : r + n], B_proj_bias)
+        B = _normed(_with_bias(projected[..., r : r + n], B_proj_bias), norms[0], eps).transpose(1, 2)
     if C is None:
-        C = _with_bias(projected[..., -n:], C_proj_bias)
+        C = _normed(_with_bias(projected[..., -n:], C_proj_bias), norms[1], eps).transpose(1, 2)
     scans = [
         _scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse=i == 1)[0] for i, A in enumerate(decays)
     ]
@@ -223,7 +240,11 @@ def _inner(
 
 
 def _with_bias(projected: Tensor, bias: Tensor | None) -> Tensor:
-    return (projected if bias is None else projected + bias.to(projected.dtype)).transpose(1, 2)
+    return projected if bias is None else projected + bias.to(projected.dtype)
+
+
+def _normed(projected: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    return projected if weight is None else cast(Tensor, rms_norm_fn(projected, weight, None, eps=eps))
 
 
 def _project(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
