@@ -7,8 +7,15 @@ import torch.nn.functional as F
 from tests.compat import loops
 from tests.compat.test_published_scan import close
 from vim.compat import norm, raw_conv
-from vim.compat.conv import causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states
+from vim.compat.conv import (
+    causal_conv1d_fn,
+    causal_conv1d_ref,
+    causal_conv1d_update,
+    causal_conv1d_varlen_states,
+)
 from vim.compat.ssd import (
+    MambaChunkScanCombinedFn,
+    MambaSplitConv1dScanCombinedFn,
     mamba_chunk_scan_combined,
     mamba_split_conv1d_scan_combined,
     selective_state_update,
@@ -55,8 +62,9 @@ def test_what_the_convolution_refuses():
         causal_conv1d_update(x[:, :, 0], torch.zeros(2, 6, 2), weight, bias)
     with pytest.raises(ValueError, match=r"weight must be \(d, w\) = \(6, 4\), got \(6, 1, 4\)"):
         causal_conv1d_fn(x, weight.unsqueeze(1), bias)
-    with pytest.raises(ValueError, match=r"x must be \(b, d, l\), floating point, got .* torch.int64"):
-        causal_conv1d_fn(x.long(), weight, bias)
+    for wrong, got in ((x.long(), r"\(2, 6, 9\), torch.int64"), (x[:0], r"\(0, 6, 9\)")):
+        with pytest.raises(ValueError, match=rf"x must be \(b, d, l\), not empty, floating point, got {got}"):
+            causal_conv1d_fn(wrong, weight, bias)
     with pytest.raises(TypeError, match="takes 4, 5, 7 or 8 arguments, got 6"):
         raw_conv.causal_conv1d_fwd(x, weight, bias, None, None, True)
 
@@ -247,6 +255,42 @@ def test_arguments_of_norms_in_the_order_of_version_1():
         norm.layer_norm_fn(x, weight, bias, x1=x, rowscale=torch.ones(2))
 
 
+@pytest.mark.parametrize("rms", [True, False])
+def test_references_of_norms(rms):
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, 2, 8).bfloat16()
+    weight, bias = torch.randn(2, 8)
+    reference = norm.rms_norm_ref if rms else norm.layer_norm_ref
+    total = x.double() + residual.double()
+    for args in ((0.1, True, True), (None, None, None, 0.1, 0.0, None, True, None, None, True)):
+        y, summed = reference(x, weight, bias, residual, *args)
+        assert (y.dtype, summed.dtype) == (torch.bfloat16, torch.float32)
+        close(y, normalised(total, weight, bias, rms, 0.1), 1e-2)
+        close(summed, total)
+    assert reference(x, weight, bias, prenorm=True, upcast=True)[1].dtype == torch.float32
+    assert reference(x, weight, bias, residual, prenorm=True)[1].dtype == torch.bfloat16
+    with pytest.raises(NotImplementedError, match="without a dropout_mask"):
+        reference(x, weight, bias, dropout_p=0.5, dropout_mask=x > 0)
+    gated = norm.gated_rms_norm_ref(x, weight, bias, residual, 0.1, None, True, False)
+    torch.testing.assert_close(gated, norm.rmsnorm_fn(x, weight, bias, residual, 0.1))
+
+
+def test_the_reference_of_the_convolution():
+    x, weight, bias = conv_inputs()
+    before = torch.randn(2, 6, 3)
+    y, last = causal_conv1d_ref(x, weight, bias, before, True, None, "silu")
+    close(y, loops.conv(x, weight, bias, True, before))
+    torch.testing.assert_close(last, x[..., -3:])
+    close(causal_conv1d_ref(x, weight, bias, "silu"), loops.conv(x, weight, bias, True))  # of version 1.0
+
+
+@pytest.mark.parametrize("options", [("cpu", torch.float64), ("cpu",), (torch.device("cpu"),), (None, torch.float64)])
+def test_the_norm_module_of_version_1(options):
+    module = norm.RMSNorm(8, 0.1, *options)
+    assert module.drop is None and module.weight.device.type == "cpu"
+    assert module.weight.dtype == (options[1] if len(options) > 1 else torch.float32)
+
+
 def test_the_norm_module():
     torch.manual_seed(0)
     x, residual = torch.randn(2, 3, 8)
@@ -303,6 +347,19 @@ def test_chunk_scan(groups, D):
     close(last, end)
     with pytest.raises(NotImplementedError, match="seq_idx"):
         mamba_chunk_scan_combined(**p, chunk_size=4, seq_idx=torch.zeros(2, 7))
+    with pytest.raises(ValueError, match=r"x must be \(b, l, h, p\), not empty, got \(0, 7, 4, 3\)"):
+        mamba_chunk_scan_combined(**{**p, "x": p["x"][:0]}, chunk_size=4)
+
+
+@pytest.mark.parametrize("given", [(None, True), (True,)], ids=["2.2", "2.0"])
+def test_autograd_functions_of_mamba2(given):
+    p = ssd_inputs()
+    given = (*p.values(), 4, None, None, None, None, None, *given, (0.1, 1.5), True)
+    y, last = MambaChunkScanCombinedFn.apply(*given)
+    expected, end = loops.ssd(**{**p, "dt": F.softplus(p["dt"].double()).clamp(0.1, 1.5)})
+    close(y, expected)
+    close(last, end)
+    assert MambaSplitConv1dScanCombinedFn.apply is mamba_split_conv1d_scan_combined
 
 
 @pytest.mark.parametrize("rmsnorm", [True, False])

@@ -59,7 +59,13 @@ def test_devices_types_and_events(tmp_path):
     assert start.elapsed_time(end) >= 0 and end.query()
     with torch.cuda.device(device=0):
         torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_accumulated_memory_stats()
         torch.cuda.empty_cache()
+        torch.cuda.ipc_collect()
+    free, total = torch.cuda.mem_get_info()
+    assert 0 < free <= total == torch.cuda.get_device_properties(0).total_memory
+    assert (torch.cuda.memory_summary(0), torch.cuda.memory_reserved(), torch.cuda.utilization()) == ("", 0, 0)
+    assert torch.cuda.get_device_capability(0) == (0, 0) and torch.cuda.initial_seed() == torch.initial_seed()
     assert torch.cuda.get_device_name(0) == torch.cuda.get_device_properties(0).name == "CPU"
 
 

@@ -3,6 +3,8 @@
 Sizes: b images, d channels, l tokens, w taps.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -169,4 +171,18 @@ def is_silu(activation: str | None) -> bool:
     return activation is not None
 
 
-causal_conv1d_ref, causal_conv1d_update_ref = causal_conv1d_fn, causal_conv1d_update
+def causal_conv1d_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    initial_states: Tensor | str | None = None,
+    *args: Any,
+    **options: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run :func:`causal_conv1d_fn`, whose `seq_idx` the published reference lacks, or with the activation as fourth."""
+    if isinstance(initial_states, str):
+        return causal_conv1d_fn(x, weight, bias, activation=initial_states)
+    return causal_conv1d_fn(x, weight, bias, None, initial_states, *args, **options)
+
+
+causal_conv1d_update_ref = causal_conv1d_update

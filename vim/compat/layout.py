@@ -57,9 +57,9 @@ def check_shape(x: Maybe, name: str, sizes: str, expected: tuple[int, ...]) -> N
 
 
 def check_tokens(x: Tensor, name: str) -> None:
-    """Raise ValueError where a tensor is not (b, d, l), or holds integers, in which an output would be rounded."""
-    if x.dim() != 3 or not x.is_floating_point():
-        raise ValueError(f"{name} must be (b, d, l), floating point, got {tuple(x.shape)}, {x.dtype}")
+    """Raise ValueError where a tensor is not (b, d, l), is empty, or has integers, which would round the output."""
+    if x.dim() != 3 or 0 in x.shape or not x.is_floating_point():
+        raise ValueError(f"{name} must be (b, d, l), not empty, floating point, got {tuple(x.shape)}, {x.dtype}")
 
 
 def grouped(B: Tensor, name: str, u: Tensor, n: int, dtype: torch.dtype) -> Tensor:

@@ -17,8 +17,7 @@ def _raw(kind: str) -> dict[str, str]:
 
 _PLAIN_NORMS = _same("norm", "RMSNorm", "layer_norm_fn", "rms_norm_fn")
 _NORMS = _PLAIN_NORMS | {
-    "layer_norm_ref": "norm.layer_norm_fn",
-    "rms_norm_ref": "norm.rms_norm_fn",
+    **_same("norm", "layer_norm_ref", "rms_norm_ref"),
     "_layer_norm_fwd": "language.norm_fwd",
     "_layer_norm_bwd": "language.norm_bwd",
 }
@@ -65,7 +64,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         "RMSNorm": "norm.GatedRMSNorm",
         "LayerNorm": "norm.GatedLayerNorm",
         **_same("norm", "layernorm_fn", "rmsnorm_fn"),
-        "rms_norm_ref": "norm.rmsnorm_fn",
+        "rms_norm_ref": "norm.gated_rms_norm_ref",
         "_layer_norm_fwd": "language.norm_fwd",
         "_layer_norm_bwd": "language.norm_bwd",
     },
@@ -75,6 +74,7 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     },
     "mamba_ssm.ops.triton.ssd_combined": {
         **_SSD,
+        **_same("ssd", "MambaChunkScanCombinedFn", "MambaSplitConv1dScanCombinedFn"),
         "_mamba_chunk_scan_combined_fwd": "language.chunk_scan_fwd",
         "_mamba_chunk_scan_combined_bwd": "language.chunk_scan_bwd",
     },
@@ -132,8 +132,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     "causal_conv1d.causal_conv1d_interface": {
         **_CONV,
         **_RAW_CONV,
-        "causal_conv1d_ref": "conv.causal_conv1d_fn",
-        "causal_conv1d_update_ref": "conv.causal_conv1d_update",
+        **_same("conv", "causal_conv1d_ref", "causal_conv1d_update_ref"),
     },
     "selective_scan": _CORE_SCANS,
     "selective_scan.selective_scan_interface": _CORE_SCANS,

@@ -3,6 +3,7 @@
 They compute in float32, or float64 for float64, and return x's dtype.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,32 @@ def rms_norm_fn(
     """
     named = _by_name("rms_norm_fn", args, RMS_NORM_1, (*VERSION_2, "return_dropout_mask"))
     return add_norm(x, weight, bias, residual, is_rms_norm=True, **named, **options)
+
+
+def layer_norm_ref(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, *args: Any, **options: Any
+) -> Tensor | tuple[Tensor | None, ...]:
+    """Run :func:`add_norm` with the arguments of the published reference.
+
+    The arguments after the residual are in the order of version 1: eps, prenorm, upcast. Or in that of version 2: x1,
+    weight1, bias1, eps, dropout_p, rowscale, prenorm, dropout_mask, dropout_mask1, upcast. With `upcast` the sum is
+    float32; the norm is computed in float32 in any case.
+
+    Raises:
+        NotImplementedError: a mask is given.
+    """
+    masks = ("dropout_mask", "dropout_mask1")
+    version_2 = (*VERSION_2[:-1], *masks, "upcast")
+    options |= _by_name("layer_norm_ref", args, ("eps", "prenorm", "upcast"), version_2)
+    if any(options.pop(mask, None) is not None for mask in masks):
+        raise NotImplementedError("vim.compat serves the norms' references without a dropout_mask: it must be None")
+    upcast = options.pop("upcast", False)
+    if upcast and residual is not None:
+        residual = residual.to(state_dtype(x.dtype))
+    return add_norm(x, weight, bias, residual, residual_in_fp32=upcast, **options)
+
+
+rms_norm_ref = partial(layer_norm_ref, is_rms_norm=True)
 
 
 def _by_name(
@@ -128,14 +155,16 @@ class RMSNorm(nn.Module):
         self,
         hidden_size: int,
         eps: float = 1e-5,
-        dropout_p: float = 0.0,
-        device: torch.device | str | None = None,
+        dropout_p: float | torch.device | str | None = 0.0,
+        device: torch.device | str | torch.dtype | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(dropout_p, int | float):  # version 1 has the device and the dtype here
+            dropout_p, device, dtype = 0.0, dropout_p, dtype or device  # type: ignore[assignment]
         self.eps = eps
         self.drop = nn.Dropout(dropout_p) if dropout_p else None
-        self.weight = nn.Parameter(torch.ones(hidden_size, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.ones(hidden_size, device=device, dtype=dtype))  # type: ignore[arg-type]
         self.bias: nn.Parameter | None
         self.register_parameter("bias", None)
 
@@ -147,10 +176,11 @@ class RMSNorm(nn.Module):
         self, x: Tensor, residual: Tensor | None = None, prenorm: bool = False, residual_in_fp32: bool = False
     ) -> Tensor | tuple[Tensor | None, ...]:
         """Run :func:`rms_norm_fn`, in training with dropout."""
+        drop = getattr(self, "drop", None)  # a norm of version 1 that was pickled has none
         return rms_norm_fn(
             *(x, self.weight, self.bias, residual),
             eps=self.eps,
-            dropout_p=self.drop.p if self.drop is not None and self.training else 0.0,
+            dropout_p=drop.p if drop is not None and self.training else 0.0,
             prenorm=prenorm,
             residual_in_fp32=residual_in_fp32,
         )
@@ -194,6 +224,11 @@ def rmsnorm_fn(
 ) -> Tensor:
     """Run :func:`layernorm_fn` with the root mean square, without subtracting the mean."""
     return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm=True)
+
+
+def gated_rms_norm_ref(*args: Any, upcast: bool = True, **options: Any) -> Tensor:
+    """Run :func:`rmsnorm_fn`; `upcast`, the last argument, is without effect."""
+    return rmsnorm_fn(*args[:7], **options)
 
 
 class GatedRMSNorm(nn.Module):

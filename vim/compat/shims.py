@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 _NOTHING = (
     *("synchronize", "set_device", "init", "ipc_collect", "empty_cache"),
-    *("reset_peak_memory_stats", "reset_max_memory_allocated"),
+    *("reset_peak_memory_stats", "reset_max_memory_allocated", "reset_accumulated_memory_stats"),
 )
 _TYPES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 # `mamba_ssm.utils.torch`: decorators that ask for CUDA's autocast, as the published ones
@@ -176,8 +176,13 @@ def _process_group(start: Callable[..., None]) -> Callable[..., None]:
 
 def _properties(device: object = None) -> SimpleNamespace:
     """Return what `torch.cuda.get_device_properties` tells of a GPU, of this machine; memory is in bytes."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    memory = _memory("SC_PHYS_PAGES")
     return SimpleNamespace(name="CPU", major=0, minor=0, total_memory=memory, multi_processor_count=os.cpu_count())
+
+
+def _memory(pages: str) -> int:
+    """Return the bytes of all pages of memory, or of the free ones."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf(pages) if hasattr(os, "sysconf") else 0
 
 
 def _set_rng_states(new_states: list[Tensor]) -> None:
@@ -221,8 +226,13 @@ def _replace_cuda() -> None:
         "current_device": lambda: 0,
         "get_device_name": lambda device=None: "CPU",
         "get_device_properties": _properties,
+        "get_device_capability": lambda device=None: (0, 0),
+        "mem_get_info": lambda device=None: (_memory("SC_AVPHYS_PAGES"), _memory("SC_PHYS_PAGES")),
+        "memory_summary": lambda device=None, abbreviated=False: "",
+        "utilization": lambda device=None: 0,
         "manual_seed": lambda seed: torch.default_generator.manual_seed(int(seed)),
         "manual_seed_all": lambda seed: torch.default_generator.manual_seed(int(seed)),
+        "initial_seed": torch.initial_seed,
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "get_rng_state_all": lambda: [torch.get_rng_state()],
         "set_rng_state": lambda new_state, device=None: torch.set_rng_state(new_state),

@@ -4,6 +4,7 @@ Sizes: b images, l tokens, h heads of p channels, g groups of B and C, n states,
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,11 @@ def mamba_chunk_scan_combined(
         NotImplementedError: several sequences in one: `seq_idx` or `cu_seqlens`.
     """
     if seq_idx is not None or cu_seqlens is not None or return_varlen_states:
-        raise NotImplementedError("vim.compat serves mamba_chunk_scan_combined without seq_idx and cu_seqlens")
+        raise NotImplementedError(
+            "vim.compat serves Mamba-2's scan without seq_idx and cu_seqlens: give one sequence a row"
+        )
+    if 0 in x.shape:
+        raise ValueError(f"x must be (b, l, h, p), not empty, got {tuple(x.shape)}")
     dtype = widest(x, dt, B, C, z)
     wide = state_dtype(dtype)
     y, state = ssd(
@@ -144,6 +149,23 @@ def mamba_split_conv1d_scan_combined(
     if outproj_weight is not None:
         y = F.linear(y, outproj_weight, outproj_bias)
     return y if state is None else (y, state)
+
+
+class MambaChunkScanCombinedFn(torch.autograd.Function):
+    """`MambaChunkScanCombinedFn.apply` is :func:`mamba_chunk_scan_combined`."""
+
+    @staticmethod
+    def apply(*args: Any, **options: Any) -> Any:
+        """Run it, without `cu_seqlens` in the order of version 2.0."""
+        if len(args) > 11 and isinstance(args[11], bool):
+            args = *args[:11], None, *args[11:]
+        return mamba_chunk_scan_combined(*args, **options)
+
+
+class MambaSplitConv1dScanCombinedFn(torch.autograd.Function):
+    """`MambaSplitConv1dScanCombinedFn.apply` is :func:`mamba_split_conv1d_scan_combined`."""
+
+    apply = staticmethod(mamba_split_conv1d_scan_combined)
 
 
 @torch.no_grad()
