@@ -79,8 +79,8 @@ struct HeadTokens {
     for (int64_t t = 0; t < steps; t += kLanes) {
       Vec raw = vec(&dt[t]), rise = splat(1.0f);
       if (s.softplus) {
+        rise = sigmoid(raw);
         softplus<1>(&raw);
-        rise -= exp2(raw * -kLog2E);  // sigmoid(x) = 1 - exp(-softplus(x))
       }
       const Vec low = splat(s.dt_min), high = splat(s.dt_max), clamped = smaller(high, larger(low, raw));
       const IntVec missing = lanes_from(t) >= static_cast<int32_t>(steps);

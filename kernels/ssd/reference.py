@@ -68,7 +68,9 @@ def _run_direction(inputs: Inputs, k: int, backwards: bool, options: Options) ->
     x, dt = inputs.x[:, k], inputs.dt[:, k]  # (b, l, h, p), (b, l, h)
     b, l, h, p = x.shape
     dt = dt if inputs.dt_bias is None else dt + inputs.dt_bias[k]
-    dt = (F.softplus(dt) if options.dt_softplus else dt).clamp(options.dt_min, options.dt_max)
+    dt = F.softplus(dt) if options.dt_softplus else dt
+    dt = torch.where(dt < options.dt_min, options.dt_min, dt)  # clamp has no gradient at its limits
+    dt = torch.where(dt > options.dt_max, options.dt_max, dt)
     B, C = (t[:, k].repeat_interleave(h // t.shape[3], 2) for t in (inputs.B, inputs.C))  # (b, l, h, n)
     decay = torch.exp(dt * inputs.A[k])  # (b, l, h)
     state = x.new_zeros(b, h, p, B.shape[3]) if inputs.initial_state is None else inputs.initial_state[:, k]

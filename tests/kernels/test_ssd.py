@@ -130,6 +130,23 @@ def test_a_step_outside_its_limits_has_no_gradient(softplus, backend):
     assert (grad[outside] == 0).all() and (grad[~outside] != 0).all()
 
 
+def test_a_step_at_a_limit_has_its_gradient(backend):
+    inputs = make_inputs(1, 2, 9, 2, 3, 1, 4, dtype=torch.float32, options=())
+    inputs["dt"] = (inputs["dt"] > 0) * 0.25 + 0.25
+    options = {"reverse": [False, True], "backend": backend}
+    got, want = (run(inputs, scan=ssd, **options, dt_limit=limit) for limit in ((0.25, 0.5), (0.0, 1.0)))
+    torch.testing.assert_close(got["grad_dt"], want["grad_dt"])
+
+
+def test_gradients_of_tiny_steps(backend):
+    inputs = make_inputs(1, 2, 9, 2, 3, 1, 4, dtype=torch.float32, options=())
+    inputs["dt"] -= 16
+    options = {**SOFTPLUS, "reverse": [False, True]}
+    got = run(inputs, scan=ssd, **options, backend=backend)["grad_dt"]
+    want = run(in_float64(inputs), scan=ssd, **options, backend="reference")["grad_dt"]
+    assert relative(got, want.tolist()) < GOLDEN
+
+
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_gradients_numerically(backend):
     inputs = make_inputs(1, 2, 3, 2, 2, 2, 2, combine="mean")
