@@ -84,6 +84,21 @@ def test_one_direction_reads_no_later_token():
         assert same == (directions == "none")
 
 
+@pytest.mark.parametrize("limit", [(0.2, 9.0), (0.0, 1e-3)])
+@torch.no_grad()
+def test_steps_stay_in_their_limits(limit):
+    """Where every step is at a limit, their bias has no effect."""
+    mixer, x = make_mixer("none", dt_limit=limit), 0.1 * torch.randn(1, 9, 24)
+    mixer.dt_bias.fill_(-5 if limit[0] else 5)
+    want = mixer(x)
+    mixer.dt_bias.mul_(1.1)
+    torch.testing.assert_close(mixer(x), want, rtol=0, atol=0)
+
+
+def test_hydra_normalises_all_channels_at_once():
+    assert [make_mixer(d).norm.groups for d in DIRECTIONS] == [3, 3, 1]
+
+
 def test_a_token_of_hydra_does_not_select_itself():
     """B, C and the steps of a token have no effect on its own output: x has, through D."""
     mixer = make_mixer("hydra", d_conv=1)
