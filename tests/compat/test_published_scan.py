@@ -313,9 +313,9 @@ def test_a_state_before_the_first_token(kept):
     # of the tokens behind the cut, the whole sequence has the same gradient
     dout = torch.zeros_like(whole)
     dout[..., cut:] = torch.linspace(-1, 1, l - cut)
-    du = bwd(*p.values(), dout, x, whole, None, True, False)[0][..., cut:]
+    ddelta = bwd(*p.values(), dout, x, whole, None, True, False)[1][..., cut:]  # of u it does not depend on the state
     given = [t.detach() for t in tensors.values()]
-    close(bwd(*given, dout[..., cut:], last, out, None, True, False, state)[0], du.double(), 1e-4)
+    close(bwd(*given, dout[..., cut:], last, out, None, True, False, state)[1], ddelta.double(), 1e-4)
     with pytest.raises(ValueError, match=r"the state must be \(b, d, n\)"):
         fwd(*p.values(), True, state[..., :-1])
 
