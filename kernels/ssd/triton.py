@@ -25,8 +25,7 @@ from .triton_kernels import forward_kernel, gradients_kernel, pass_kernel, state
 HEADS = 16  # whose step sizes a program computes
 PASSED = 1024  # numbers of a state that a program passes on
 LEAST = 16  # rows or columns of a matrix that tensor cores take
-CHUNK, MOST_TOKENS = 64, 128  # tokens of a chunk
-STATE = 4096  # numbers in the registers of a program
+STATE = 4096  # numbers of a head's state in the registers of a program
 SHORT = 256  # tokens: to cut them into segments gains nothing
 BUSY = 512  # programs; fewer than half of them leave a GPU idle
 # by (b k, l, h, p, g, n) what `configuration` returns instead of its default; found with tune.py, and goes with it
@@ -38,6 +37,9 @@ OPERANDS = {
     torch.bfloat16: (tl.bfloat16, None),
     torch.float16: (tl.float32, "tf32"),
 }
+# The most tokens of a chunk, and the default: longer ones spill registers. Hopper's bfloat16 operands stay in shared
+# memory; tf32's are in registers, and tf32x3's there twice. The A100 has registers for 32 of bfloat16.
+CHUNK = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 16}
 
 
 @on_its_device
@@ -178,7 +180,7 @@ class _Launch:
 def _launch(inputs: Inputs, options: Options, *, slopes: bool) -> _Launch:
     x, B, C = (unit_stride(t) for t in (inputs.x, inputs.B, inputs.C))
     (b, k, l, h, p), (g, n) = x.shape, B.shape[3:]
-    chunk, (_, segment) = _chunk(inputs, options), configuration(b * k, l, h, p, g, n)
+    chunk, (_, segment) = _chunk(inputs, options), _configuration(inputs)
     segment = triton.cdiv(segment, chunk) * chunk
     channels, states = tile(p, n)
     operand, precision = OPERANDS[x.dtype]
@@ -198,31 +200,37 @@ def _launch(inputs: Inputs, options: Options, *, slopes: bool) -> _Launch:
         segments=triton.cdiv(l, segment),
         options={
             **{"CHUNK": chunk, "P": channels, "N": states, "OPERAND": operand, "PRECISION": precision},
-            "num_warps": 8 if channels * states >= STATE and chunk >= CHUNK else 4,
+            "num_warps": 8 if channels * states >= STATE // 4 else 4,
             "num_stages": 1,
         },
     )
 
 
 def _chunk(inputs: Inputs, options: Options) -> int:
-    """Return the tokens of a chunk: those asked for, as a power of 2 that tensor cores take."""
-    if options.chunk_size:
-        return min(max(triton.next_power_of_2(options.chunk_size), LEAST), MOST_TOKENS)
+    """Return the tokens of a chunk: those asked for, as a power of 2 that tensor cores and registers take."""
+    chunk, _ = _configuration(inputs)
+    if not options.chunk_size:
+        return chunk
+    return min(max(triton.next_power_of_2(options.chunk_size), LEAST), CHUNK[inputs.x.dtype])
+
+
+def _configuration(inputs: Inputs) -> tuple[int, int]:
     (b, k, l, h, p), (g, n) = inputs.x.shape, inputs.B.shape[3:]
-    return TUNED[b * k, l, h, p, g, n][0] if TUNED and (b * k, l, h, p, g, n) in TUNED else CHUNK
+    return configuration(inputs.x.dtype, b * k, l, h, p, g, n)
 
 
-def configuration(rows: int, l: int, h: int, p: int, g: int, n: int) -> tuple[int, int]:
+def configuration(dtype: torch.dtype, rows: int, l: int, h: int, p: int, g: int, n: int) -> tuple[int, int]:
     """Return the tokens of a chunk and of a segment, for b k rows.
 
-    They depend on the shapes alone, because the last bit of the results depends on them.
+    They depend on the dtype and the shapes alone, because the last bit of the results depends on them.
     """
     if (rows, l, h, p, g, n) in TUNED:
-        return TUNED[rows, l, h, p, g, n]
-    programs = rows * h * triton.cdiv(p, tile(p, n)[0])
+        chunk, segment = TUNED[rows, l, h, p, g, n]
+        return min(chunk, CHUNK[dtype]), segment
+    programs, chunk = rows * h * triton.cdiv(p, tile(p, n)[0]), CHUNK[dtype]
     segments = BUSY // programs if l > SHORT else 1
     # the states between the segments take about as long as the walk itself: two segments would gain nothing
-    return CHUNK, triton.cdiv(triton.cdiv(l, CHUNK), segments if segments > 2 else 1) * CHUNK
+    return chunk, triton.cdiv(triton.cdiv(l, chunk), segments if segments > 2 else 1) * chunk
 
 
 def tile(p: int, n: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from ..tiles import LOG2E, sigmoid, step_size
 
+STATES = tl.constexpr(32)  # that a product over the states takes at a time: more would spill registers
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -83,8 +84,12 @@ def forward_kernel(
         token, inside = _tokens(chunk * CHUNK, l, direction, reverse, CHUNK)
         step, opened, closed, whole = _decays(steps, since, below, place, CHUNK)
         values = _load(x, x_at, token, channel, inside, p)
+        pairs = tl.zeros([CHUNK, CHUNK], tl.float32)
+        for some in tl.range(0, n, STATES, disable_licm=True):
+            part = some + _some(N)
+            ins, outs = _load(B, B_at, token, part, inside, n), _load(C, C_at, token, part, inside, n)
+            pairs = _dot(outs, tl.trans(ins), pairs, OPERAND, PRECISION)
         ins, outs = _load(B, B_at, token, state_at, inside, n), _load(C, C_at, token, state_at, inside, n)
-        pairs = _dot(outs, tl.trans(ins), None, OPERAND, PRECISION)
         pairs *= _between(since, below, place, CHUNK) * step[None, :]
         out = _dot(outs, tl.trans(state), None, OPERAND, PRECISION) * opened[:, None]
         out = _dot(pairs, values, out + skip[None, :] * values.to(tl.float32), OPERAND, PRECISION)
@@ -167,52 +172,52 @@ def gradients_kernel(
     Where programs share a gradient, each writes its own part: ddt is (blocks, b, k, h, l), dA and dbias (blocks, b, c,
     k, h), dD (b, c, k, h, p), and the strides of dB and dC have a fifth, of the blocks of all heads of a group.
     """
-    chunks, state_at = tl.cdiv(l, CHUNK), tl.arange(0, N)
+    chunks = tl.cdiv(l, CHUNK)
     image, direction, chunk, head, channel, block = _place(k, chunks, h, p, P)
     row, images = (image * k + direction) * h + head, tl.num_programs(0) // (k * chunks * h * tl.cdiv(p, P))
     group, share = head // (h // g), (head % (h // g) * tl.cdiv(p, P) + block).to(tl.int64)
     token, inside = _tokens(chunk * CHUNK, l, direction, reverse, CHUNK)
     place = (row * chunks + chunk) * CHUNK
     step, opened, closed, whole = _decays(steps, since, below, place, CHUNK)
-    values = _load(_of_head(x, x_at, image, direction, head), x_at, token, channel, inside, p)
-    grads = _load(_of_head(dy, dy_at, image, direction, head), dy_at, token, channel, inside, p)
-    ins = _load(_of_head(B, B_at, image, direction, group), B_at, token, state_at, inside, n)
-    outs = _load(_of_head(C, C_at, image, direction, group), C_at, token, state_at, inside, n)
+    x, dy = _of_head(x, x_at, image, direction, head), _of_head(dy, dy_at, image, direction, head)
+    B, C = _of_head(B, B_at, image, direction, group), _of_head(C, C_at, image, direction, group)
+    dB = _of_head(dB, dB_at, image, direction, group) + share * dB_at[4]
+    dC = _of_head(dC, dB_at, image, direction, group) + share * dB_at[4]
+    values, grads = _load(x, x_at, token, channel, inside, p), _load(dy, dy_at, token, channel, inside, p)
+    grad_pairs = _dot(grads, tl.trans(values), None, OPERAND, PRECISION)
+    grad_pairs *= _between(since, below, place, CHUNK) * step[None, :]
+    pairs, grad_values = tl.zeros([CHUNK, CHUNK], tl.float32), tl.zeros([CHUNK, P], tl.float32)
+    through, entering, leaving = 0.0, tl.zeros([CHUNK], tl.float32), tl.zeros([CHUNK], tl.float32)
+    for some in tl.range(0, n, STATES, disable_licm=True):
+        state_at = some + _some(N)
+        ins, outs = _load(B, B_at, token, state_at, inside, n), _load(C, C_at, token, state_at, inside, n)
+        pairs = _dot(outs, tl.trans(ins), pairs, OPERAND, PRECISION)
 
-    # through the whole chunk, from the state before it to the one after it; a load of its own, which keeps no registers
-    state = _load_state(saved, row * chunks + chunk, channel, state_at, p, n, "evict_last")
-    pull = _load_state(pulls, row * chunks + chunk, channel, state_at, p, n, "evict_last")
-    through = whole * tl.sum(pull * state)
+        # through the state before the chunk
+        state = _load_state(saved, row * chunks + chunk, channel, state_at, p, n)
+        grad_outs = _dot(_load(dy, dy_at, token, channel, inside, p), state, None, OPERAND, PRECISION)
+        grad_outs *= opened[:, None]
+        entering += tl.sum(grad_outs * outs.to(tl.float32), 1)
+        grad_outs = _dot(grad_pairs, ins, grad_outs, OPERAND, PRECISION)
+        _store(dC, dB_at, token, state_at, inside, n, grad_outs)
 
-    # among the tokens of the chunk
-    between = _between(since, below, place, CHUNK)
-    grad_pairs = _dot(grads, tl.trans(values), None, OPERAND, PRECISION) * between * step[None, :]
-    pairs = _dot(outs, tl.trans(ins), None, OPERAND, PRECISION)
-    to_decay = through + _sum_across(pairs * grad_pairs, CHUNK)
-    grad_pairs, pairs = grad_pairs.to(OPERAND), (pairs * between).to(OPERAND)
+        # through the state after it
+        pull = _load_state(pulls, row * chunks + chunk, channel, state_at, p, n)
+        through += tl.sum(pull * state)
+        grad_ins = _dot(_load(x, x_at, token, channel, inside, p), pull, None, OPERAND, PRECISION)
+        grad_ins *= (step * closed)[:, None]
+        leaving += tl.sum(grad_ins * ins.to(tl.float32), 1)
+        grad_ins = _dot(tl.trans(grad_pairs), outs, grad_ins, OPERAND, PRECISION)
+        _store(dB, dB_at, token, state_at, inside, n, grad_ins)
+        grad_values = _dot(ins, tl.trans(pull), grad_values, OPERAND, PRECISION)
 
-    # through the state before the chunk
-    state = _load_state(saved, row * chunks + chunk, channel, state_at, p, n)
-    grad_outs = _dot(grads, state, None, OPERAND, PRECISION) * opened[:, None]
-    to_decay += tl.cumsum(tl.sum(grad_outs * outs.to(tl.float32), 1), 0, reverse=True)
-    grad_outs = _dot(grad_pairs, ins, grad_outs, OPERAND, PRECISION)
-    _store(
-        _of_head(dC, dB_at, image, direction, group) + share * dB_at[4], dB_at, token, state_at, inside, n, grad_outs
-    )
+    to_decay = whole * through + _sum_across(pairs * grad_pairs, CHUNK)
+    to_decay += tl.cumsum(entering, 0, reverse=True) + _sum_before(leaving, CHUNK)
+    pairs *= _between(since, below, place, CHUNK)
+    grads = _load(dy, dy_at, token, channel, inside, p)
+    grad_values = _dot(tl.trans(pairs), grads, grad_values * closed[:, None], OPERAND, PRECISION)
 
-    # through the state after it
-    pull = _load_state(pulls, row * chunks + chunk, channel, state_at, p, n)
-    grad_ins = _dot(values, pull, None, OPERAND, PRECISION) * (step * closed)[:, None]
-    leaving = tl.sum(grad_ins * ins.to(tl.float32), 1)
-    to_decay += _sum_before(leaving, CHUNK)
-    grad_ins = _dot(tl.trans(grad_pairs), outs, grad_ins, OPERAND, PRECISION)
-    _store(_of_head(dB, dB_at, image, direction, group) + share * dB_at[4], dB_at, token, state_at, inside, n, grad_ins)
-    grad_values = _dot(ins, tl.trans(pull), None, OPERAND, PRECISION) * closed[:, None]
-    grad_values = _dot(tl.trans(pairs), grads, grad_values, OPERAND, PRECISION)
-
-    # loaded again: kept until here they would spill registers
-    values = _load(_of_head(x, x_at, image, direction, head), x_at, token, channel, inside, p).to(tl.float32)
-    grads = _load(_of_head(dy, dy_at, image, direction, head), dy_at, token, channel, inside, p).to(tl.float32)
+    values, grads = _load(x, x_at, token, channel, inside, p).to(tl.float32), grads.to(tl.float32)
     skip = _skip(D, (direction * h + head) * p, channel, p, P)
     grad_x = step[:, None] * grad_values + skip[None, :] * grads
     _store(_of_head(dx, dx_at, image, direction, head), dx_at, token, channel, inside, p, grad_x)
@@ -247,6 +252,12 @@ def _tokens(start, l, direction, reverse, CHUNK: tl.constexpr):
     position = start + tl.arange(0, CHUNK)
     backwards = reverse >> direction & 1
     return (position + backwards * (l - 1 - 2 * position)).to(tl.int64), position < l
+
+
+@triton.jit
+def _some(N: tl.constexpr):
+    """Return the first of the states, as many as a product takes at a time."""
+    return tl.arange(0, N if N < STATES else STATES)
 
 
 @triton.jit

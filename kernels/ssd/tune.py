@@ -52,6 +52,7 @@ def tune(
         backend.ssd_backward(y, None, ungated, saved, inputs, options)
 
     key = (b * k, l, h, p, 1, n)
-    default = backend.configuration(*key)
-    candidates = {(chunk, length) for chunk in (backend.CHUNK, backend.MOST_TOKENS) for length in segments(l, chunk)}
+    default = backend.configuration(dtype, *key)
+    chunks = {backend.CHUNK[dtype], max(backend.CHUNK[dtype] // 2, backend.LEAST)}  # longer ones would spill registers
+    candidates = {(chunk, length) for chunk in chunks for length in segments(l, chunk)}
     return search(backend.TUNED, key, sorted(candidates | {default}), lambda: time(run))

@@ -59,9 +59,9 @@ def test_dtypes_and_optional_inputs(dtype, combine, present):
 )
 def test_segments(busy, sizes, segment, monkeypatch):
     """So little is too short or busy enough, and in the registers of a program, that small inputs are cut."""
-    for name, value in {"SHORT": 0, "BUSY": busy, "STATE": 256, "CHUNK": 16}.items():
+    for name, value in {"SHORT": 0, "BUSY": busy, "STATE": 256}.items():
         monkeypatch.setattr(triton_ssd, name, value)
-    assert triton_ssd.configuration(1, *sizes) == (16, segment)
+    assert triton_ssd.configuration(torch.float32, 1, *sizes) == (16, segment)
     inputs = make_inputs(1, 1, *sizes, dtype=torch.float32, options=OPTIONAL if segment == 16 else ())
     assert_matches_reference(inputs, torch.float32, chunk_size=None, reverse=[segment == 16])
 
@@ -134,7 +134,7 @@ def test_tuning_leaves_no_trace():
 
     times = iter([3.0, 1.0])
     found = tune(b=1, k=1, l=2, h=1, p=2, n=1, device=DEVICE, time=lambda run: run() or next(times))
-    assert found == [(1.0, 128, 128), (3.0, 64, 64)]
+    assert found == [(1.0, 64, 64), (3.0, 32, 32)]
     assert not triton_ssd.TUNED
 
 

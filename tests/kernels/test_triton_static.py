@@ -55,8 +55,9 @@ def test_instructions_a_state_update(figures):
         assert row["per_update"] <= MOST[row["kernel"], row["block"]][1], row
 
 
-def test_state_space_duality_multiplies_matrices():
-    rows = run("--architectures", "90", "--ssd", "bfloat16", "64", "64")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_state_space_duality_multiplies_matrices(dtype):
+    rows = run("--architectures", "90", "--ssd", dtype, "64", "64")
     assert {row["kernel"] for row in rows} >= {"forward_kernel", "states_kernel", "gradients_kernel", "pass_kernel"}
     for row in rows:
         assert (row["matrix"] > 0) == (row["states"] is not None), row  # in every kernel with matrices of states

@@ -1,13 +1,14 @@
 """What Triton's compiler makes of every kernel, with no GPU: registers, spills, instructions.
 
     python tests/kernels/triton_static.py [--states 16] [--architectures 80 90]
-    python tests/kernels/triton_static.py --ssd bfloat16 64 64
+    python tests/kernels/triton_static.py --ssd bfloat16 64 64  # or all
 
 The ops run on tensors without memory, by default of Vim-Small's sizes; their launches are recorded, and compiled. A
 state update is one of n in one channel and token: what a loop executes for a token is shared out among a thread's.
 """
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -204,15 +205,16 @@ def main():
     parser.add_argument("--tokens", type=int, default=197)
     parser.add_argument("--channels", type=int, default=768)
     parser.add_argument("--unusual", action="store_true", help="also what Vim does not use")
-    parser.add_argument("--ssd", nargs=3, metavar=("DTYPE", "P", "N"), help="state space duality instead")
+    parser.add_argument("--ssd", nargs="+", metavar="all | DTYPE P N", help="state space duality instead")
     parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90])
     options = parser.parse_args()
     sizes = (options.images, 2, options.tokens, options.channels)
     launches = [launch for n in options.states for launch in record(partial(forward_and_backward, *sizes, n))]
     launches += record(unusual) if options.unusual else []
     if options.ssd:
-        dtype, *heads = options.ssd
-        launches = record(partial(ssd_forward_and_backward, dtype, *map(int, heads)))
+        every = itertools.product(("bfloat16", "float16", "float32"), (32, 64), (16, 64, 128))
+        chosen = every if options.ssd == ["all"] else [(options.ssd[0], int(options.ssd[1]), int(options.ssd[2]))]
+        launches = [launch for sizes in chosen for launch in record(partial(ssd_forward_and_backward, *sizes))]
     launches = list(
         {(id(kernel), str(options)): (kernel, args, options) for kernel, args, options in launches}.values()
     )

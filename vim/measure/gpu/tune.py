@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from vim.kernels.scan import triton as scan
 from vim.kernels.scan import tune as scan_tune
 from vim.kernels.ssd import triton as ssd
@@ -54,7 +56,8 @@ def search(clock: card.Clock, layer: str, shape: Scan | Ssd) -> Tuned:
     key: tuple[int, ...]
     if isinstance(shape, Ssd):
         b, k, l, h, p, g, n, *_ = shape
-        op, key, default = "ssd", (b * k, l, h, p, g, n), ssd.configuration(b * k, l, h, p, g, n)
+        op, key = "ssd", (b * k, l, h, p, g, n)
+        default = ssd.configuration(torch.bfloat16, *key)
         found = ssd_tune.tune(b=b, k=k, l=l, h=h, p=p, n=n, device=card.DEVICE, time=clock)
     else:
         b, k, l, d, g, n, *_ = shape
