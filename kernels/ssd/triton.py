@@ -38,7 +38,7 @@ OPERANDS = {
     torch.float16: (tl.float32, "tf32"),
 }
 # The most tokens of a chunk, and the default: longer ones spill registers. Hopper's bfloat16 operands stay in shared
-# memory; tf32's are in registers, and tf32x3's there twice. The A100 has registers for 32 of bfloat16.
+# memory; tf32's are in registers, and tf32x3's there twice. The A100 has room for 32 of bfloat16.
 CHUNK = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 16}
 
 
@@ -200,7 +200,7 @@ def _launch(inputs: Inputs, options: Options, *, slopes: bool) -> _Launch:
         segments=triton.cdiv(l, segment),
         options={
             **{"CHUNK": chunk, "P": channels, "N": states, "OPERAND": operand, "PRECISION": precision},
-            "num_warps": 8 if channels * states >= STATE // 4 else 4,
+            "num_warps": 8,
             "num_stages": 1,
         },
     )

@@ -53,6 +53,6 @@ def tune(
 
     key = (b * k, l, h, p, 1, n)
     default = backend.configuration(dtype, *key)
-    chunks = {backend.CHUNK[dtype], max(backend.CHUNK[dtype] // 2, backend.LEAST)}  # longer ones would spill registers
-    candidates = {(chunk, length) for chunk in chunks for length in segments(l, chunk)}
+    chunk = backend.CHUNK[dtype]  # longer ones spill registers, and so do shorter ones of some sizes
+    candidates = {(chunk, length) for length in segments(l, chunk)}
     return search(backend.TUNED, key, sorted(candidates | {default}), lambda: time(run))

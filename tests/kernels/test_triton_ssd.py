@@ -133,8 +133,10 @@ def test_tuning_leaves_no_trace():
     from vim.kernels.ssd.tune import tune
 
     times = iter([3.0, 1.0])
-    found = tune(b=1, k=1, l=2, h=1, p=2, n=1, device=DEVICE, time=lambda run: run() or next(times))
-    assert found == [(1.0, 64, 64), (3.0, 32, 32)]
+    found = tune(
+        b=1, k=1, l=17, h=1, p=2, n=1, dtype=torch.float32, device=DEVICE, time=lambda run: run() or next(times)
+    )
+    assert found == [(1.0, 16, 32), (3.0, 16, 16)]
     assert not triton_ssd.TUNED
 
 
