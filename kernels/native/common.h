@@ -19,6 +19,9 @@
 #include <immintrin.h>
 #endif
 
+// Not left to the compiler: it would keep vectors in memory where a function of vectors has many callers.
+#define VIM_INLINE inline __attribute__((always_inline))
+
 namespace {
 
 // A tensor; strides count floats. A direction stride of 0 shares it among directions. Only the scan takes tensors whose

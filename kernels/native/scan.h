@@ -5,7 +5,7 @@ constexpr int kSideBySide = T < 4 ? T : 4;
 
 // Turns delta at T steps of one block of channels into step sizes.
 template <int T>
-static inline void step_sizes(const Scan& s, Vec* delta, int64_t k, int64_t channel, Mask mask) {
+static VIM_INLINE void step_sizes(const Scan& s, Vec* delta, int64_t k, int64_t channel, Mask mask) {
   if (s.delta_bias != nullptr) {
     const Vec bias = load(s.delta_bias + k * s.channels + channel, mask);
     for (int t = 0; t < T; ++t) delta[t] += bias;
@@ -92,7 +92,7 @@ class Tile {
 
 // Scales and gates the sum of the directions at T steps of one block of channels.
 template <int T>
-static inline void finish_steps(const Scan& s, const Place& p, int64_t token, int64_t channel, Mask mask, Vec* y) {
+static VIM_INLINE void finish_steps(const Scan& s, const Place& p, int64_t token, int64_t channel, Mask mask, Vec* y) {
   for (int t = 0; t < T; ++t) y[t] *= s.scale;
   if (s.ungated.data != nullptr) {
     float* out = s.ungated.at(p.b, p.k, token) + channel;
@@ -223,7 +223,7 @@ static Place place_of(const Scan& s, int64_t b, int64_t k, int64_t piece) {
 
 static void scan_forward(const Scan& s, int64_t threads) {
   const int64_t pieces = pieces_of(s.channels, s.groups, s.piece), each = s.combined ? s.directions : 1;
-  auto* run = s.states == 16 ? scan_piece<16> : scan_piece<0>;
+  auto* run = s.states == 16 ? scan_piece<16> : s.states == 1 ? scan_piece<1> : scan_piece<0>;
   // Directions that are added up are one task: their sum stays in its cache, and its order is fixed.
   parallel_for(s.images * (s.directions / each) * pieces, threads, [&](int64_t task) {
     const int64_t b = task / pieces / (s.directions / each), k0 = task / pieces % (s.directions / each);

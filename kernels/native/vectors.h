@@ -11,8 +11,12 @@ static inline Vec splat(float x) { return Vec{} + x; }
 #if VIM_LANES == 16
 typedef __mmask16 Mask;
 static inline Mask mask_of(int64_t lanes) { return static_cast<Mask>(lanes >= 16 ? 0xffff : (1 << lanes) - 1); }
-static inline Vec load(const float* from, Mask mask) { return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(mask, from)); }
-static inline void store(float* to, Vec x, Mask mask) { _mm512_mask_storeu_ps(to, mask, reinterpret_cast<__m512>(x)); }
+static VIM_INLINE Vec load(const float* from, Mask mask) {
+  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(mask, from));
+}
+static VIM_INLINE void store(float* to, Vec x, Mask mask) {
+  _mm512_mask_storeu_ps(to, mask, reinterpret_cast<__m512>(x));
+}
 #elif VIM_LANES == 8
 typedef int64_t Mask;
 static inline Mask mask_of(int64_t lanes) { return lanes; }
@@ -20,10 +24,10 @@ static inline __m256i first_lanes(Mask lanes) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(lanes)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 // Some processors take many times as long for a masked store as for a whole one.
-static inline Vec load(const float* from, Mask lanes) {
+static VIM_INLINE Vec load(const float* from, Mask lanes) {
   return reinterpret_cast<Vec>(lanes < kLanes ? _mm256_maskload_ps(from, first_lanes(lanes)) : _mm256_loadu_ps(from));
 }
-static inline void store(float* to, Vec x, Mask lanes) {
+static VIM_INLINE void store(float* to, Vec x, Mask lanes) {
   if (lanes < kLanes) {
     _mm256_maskstore_ps(to, first_lanes(lanes), reinterpret_cast<__m256>(x));
   } else {
@@ -33,7 +37,7 @@ static inline void store(float* to, Vec x, Mask lanes) {
 #else
 typedef int64_t Mask;
 static inline Mask mask_of(int64_t lanes) { return std::min<int64_t>(lanes, kLanes); }
-static inline Vec load(const float* from, Mask lanes) {
+static VIM_INLINE Vec load(const float* from, Mask lanes) {
   Vec x{};
   if (lanes == kLanes) {
     std::memcpy(&x, from, sizeof(Vec));
@@ -42,7 +46,7 @@ static inline Vec load(const float* from, Mask lanes) {
   }
   return x;
 }
-static inline void store(float* to, Vec x, Mask lanes) {
+static VIM_INLINE void store(float* to, Vec x, Mask lanes) {
   if (lanes == kLanes) {
     std::memcpy(to, &x, sizeof(Vec));
   } else {
@@ -65,7 +69,7 @@ static inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
 #endif
 
 // Loads, and prefetches the next row: a piece's rows are too far apart for the hardware prefetcher.
-static inline Vec load_ahead(const float* from, int64_t next, Mask mask) {
+static VIM_INLINE Vec load_ahead(const float* from, int64_t next, Mask mask) {
   __builtin_prefetch(from + next);
   return load(from, mask);
 }
@@ -149,7 +153,7 @@ static inline float sum_lanes(Vec x) {
 // fraction, with the integer part as exponent. Each operation waits for the one before it, so M vectors run side by
 // side to keep the processor busy.
 template <int M>
-static inline void exp2(Vec* x) {
+static VIM_INLINE void exp2(Vec* x) {
   Vec f[M], p[M];
 #if VIM_LANES == 16
   for (int i = 0; i < M; ++i)  // x - floor(x)
@@ -179,7 +183,7 @@ static inline void exp2(Vec* x) {
 #endif
 }
 
-static inline Vec exp2(Vec x) {
+static VIM_INLINE Vec exp2(Vec x) {
   exp2<1>(&x);
   return x;
 }
@@ -188,7 +192,7 @@ constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // 1 / x with a relative error of 1e-7, for 1 <= x <= 2^100. An estimate and a Newton step take a fifth of the time of a
 // division.
-static inline Vec reciprocal(Vec x) {
+static VIM_INLINE Vec reciprocal(Vec x) {
 #if VIM_LANES == 16
   const Vec r = reinterpret_cast<Vec>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
   return r + r * (1.0f - x * r);
@@ -197,21 +201,21 @@ static inline Vec reciprocal(Vec x) {
 #endif
 }
 
-static inline Vec sigmoid(Vec x) {
+static VIM_INLINE Vec sigmoid(Vec x) {
   const Vec e = x * -kLog2E, high = splat(100.0f);
   return reciprocal(1.0f + exp2(smaller(high, e)));
 }
 
-static inline Vec silu(Vec x) { return x * sigmoid(x); }
+static VIM_INLINE Vec silu(Vec x) { return x * sigmoid(x); }
 
-static inline Vec silu_grad(Vec x) {
+static VIM_INLINE Vec silu_grad(Vec x) {
   const Vec s = sigmoid(x);
   return s * (1.0f + x * (1.0f - s));
 }
 
 // log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), log1p(w) / w by a minimax polynomial on [0, 1]; M side by side as exp2.
 template <int M>
-static inline void softplus(Vec* x) {
+static VIM_INLINE void softplus(Vec* x) {
   Vec w[M], p[M];
   for (int i = 0; i < M; ++i) w[i] = smaller(x[i], -x[i]) * kLog2E;
   exp2<M>(w);
