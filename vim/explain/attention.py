@@ -1,0 +1,123 @@
+"""The hidden attention of a model's layers: what each token takes from each other token.
+
+Source: https://arxiv.org/abs/2403.01590; with convolution and gate, https://arxiv.org/abs/2405.16504.
+Sizes: b images, l tokens, d channels.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vim.errors import UserError
+from vim.layers import MambaMixer
+
+from . import matrices
+from .recording import Recorded, Run, recorded, runs
+
+Direction = Literal["both", "forward", "backward"]
+Reduce = Literal["mean", "none"]
+
+
+@torch.no_grad()
+def implicit_attention(
+    model: nn.Module,
+    images: Tensor,
+    layers: Sequence[int] | None = None,
+    direction: Direction = "both",
+    reduce: Reduce = "mean",
+    include_D: bool = False,
+    include_conv_gate: bool = False,
+) -> list[Tensor]:
+    """Return the hidden attention of each layer, exact for the given images.
+
+    Row i of a matrix tells how much of each token j is in what the layer's scan returns for token i. Entries may be
+    negative, and rows do not sum to 1. Tokens have their order in the model's sequence, with class tokens in their
+    places; those of a map go row by row.
+
+    Args:
+        images: (b, c, h, w), or (b, c, t, h, w) for a video model.
+        layers: indices of the layers that scan, also from the end; None for all.
+        direction: "forward" and "backward" leave out the scans of the other direction; a mean of both directions is
+            still divided by two.
+        reduce: "mean" over the channels, or "none" for the matrix of every channel: l x l numbers for each.
+        include_D: add the skip connection of the scan.
+        include_conv_gate: from the input of the convolution to the output of the gate. It implies the skip connection.
+
+    Returns:
+        for each layer (b, l, l), or (b, d, l, l) for `reduce` "none".
+
+    Raises:
+        UserError: the model has no scans of tokens, no such layer, or no causal convolution and gate.
+    """
+    with recorded(model, layers) as found:
+        model(images)
+    return [layer_attention(one, direction, reduce, include_D, include_conv_gate) for one in found]
+
+
+def layer_attention(
+    one: Recorded, direction: Direction, reduce: Reduce, include_D: bool, include_conv_gate: bool
+) -> Tensor:
+    """Return the matrix of one layer; see :func:`implicit_attention`."""
+    if include_conv_gate and not isinstance(one.mixer, MambaMixer):
+        raise UserError(
+            f"include_conv_gate needs a causal convolution and a gate, which {type(one.mixer).__name__} lacks: "
+            "leave it out"
+        )
+    found = runs(one)
+    matrix = torch.zeros((), device=found[0].values.device)
+    for run in found:
+        if direction == "both" or (direction == "backward") == run.reverse:
+            matrix = matrix + _of_run(one, run, reduce, include_D, include_conv_gate)
+    return matrix / len(found) if getattr(one.mixer, "combine", "sum") == "mean" else matrix
+
+
+def _of_run(one: Recorded, run: Run, reduce: Reduce, include_D: bool, include_conv_gate: bool) -> Tensor:
+    """Return the matrix of a run, its tokens in the order of the model's sequence."""
+    back = run.path.argsort()
+    if not include_conv_gate:
+        ones = torch.ones_like(run.values)
+        return _along_path(run, ones, ones, reduce, include_D)[..., back, :][..., back]
+
+    # a column for each token that the convolution sees: one matrix a tap
+    taps, before = _convolved(one, run)  # (d, w), (b, l, d)
+    assert one.gate is not None
+    gate = F.silu(one.gate[..., run.path, :]).to(before.dtype)
+    matrix = torch.zeros((), device=before.device)
+    width, convolved = taps.shape[1], one.mixer.convolved  # type: ignore[union-attr]
+    for tap in range(width):
+        weights = _along_path(run, gate, torch.sigmoid(before) * taps[:, tap], reduce, True)
+        shift = width - 1 - tap
+        if convolved[run.direction % len(convolved)]:
+            matrix = matrix + F.pad(weights, (shift, 0))[..., : weights.shape[-1]]
+        else:
+            matrix = matrix + F.pad(weights, (0, shift))[..., shift:]
+    return matrix[..., back, :][..., back]
+
+
+def _along_path(run: Run, queries: Tensor, keys: Tensor, reduce: Reduce, include_D: bool) -> Tensor:
+    """Return ``queries[i] (M[i, j] + D) keys[j]``, its tokens in the order of the run's path."""
+    if run.reverse:
+        queries, keys = queries.flip(1), keys.flip(1)
+    skip = (queries * keys * run.selected.D).transpose(1, 2)  # (b, d, l)
+    if reduce == "mean":
+        matrix = matrices.sum_of_channels(run.selected, queries, keys) / queries.shape[2]
+        skip = skip.mean(1)
+    else:
+        matrix = matrices.of_channels(run.selected)
+        matrix = queries.transpose(1, 2).unsqueeze(-1) * matrix * keys.transpose(1, 2).unsqueeze(-2)
+    if include_D:
+        matrix = matrix + torch.diag_embed(skip)
+    return matrix.flip(-1, -2) if run.reverse else matrix
+
+
+def _convolved(one: Recorded, run: Run) -> tuple[Tensor, Tensor]:
+    """Return the taps (d, w) of a run's convolution, and what it returns before its SiLU, (b, l, d)."""
+    assert one.convolution is not None
+    x, taps, bias = one.convolution
+    k = run.direction % taps.shape[0]
+    reverse = one.mixer.convolved  # type: ignore[union-attr]
+    y = torch.ops.vim.causal_conv1d(x, taps, bias, reverse=reverse, silu=False)
+    return taps[k].to(run.values.dtype), y[run.images, k].to(run.values.dtype)

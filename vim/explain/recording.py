@@ -1,0 +1,181 @@
+"""What the scans of a model select for given images: recorded from the calls of the ops, for every family.
+
+Sizes: b images, l tokens, d channels, n states, g groups of B and C, k directions, w taps.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from vim.errors import UserError
+from vim.kernels.scan.reference import Inputs, Options
+from vim.layers import MambaMixer, SelectiveTokenMixer
+
+from .matrices import Selection
+
+MIXERS = (MambaMixer, SelectiveTokenMixer)
+
+
+@dataclass
+class Recorded:
+    """The calls of one mixer.
+
+    Attributes:
+        name: of the mixer in the model.
+        mixer: it.
+        arguments: of its forward function.
+        scan: what it gave to the scan.
+        convolution: the input (b, k, l, d), taps (k, d, w) and bias of its causal convolution; None without one.
+        gate: (b, l, d), the gate before its SiLU; None for a mixer without one.
+        gated: (b, l, d), what the output projection takes.
+    """
+
+    name: str
+    mixer: nn.Module
+    arguments: tuple[Any, ...] = ()
+    scan: tuple[Inputs, Options] | None = None
+    convolution: tuple[Tensor, Tensor, Tensor | None] | None = None
+    gate: Tensor | None = None
+    gated: Tensor | None = None
+
+
+class _Calls(TorchFunctionMode):
+    """Keeps the arguments of a mixer's ops. The model runs as without it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current: Recorded | None = None
+        self.done: list[Recorded] = []
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run a function, and keep the arguments of a scan or a causal convolution."""
+        kwargs = kwargs or {}
+        if self.current is not None:
+            if function is torch.ops.vim.selective_scan:
+                tensors = {key: value for key, value in kwargs.items() if key in Inputs._fields}
+                options = {key: value for key, value in kwargs.items() if key not in Inputs._fields}
+                self.current.scan = Inputs(*args, **tensors), Options(**options)
+            elif function is torch.ops.vim.causal_conv1d:
+                self.current.convolution = (*args, None)[:3]  # type: ignore[assignment]
+        return function(*args, **kwargs)
+
+    def hooks(self, name: str, mixer: nn.Module) -> list[RemovableHandle]:
+        """Have a mixer recorded from now on."""
+        one = Recorded(name, mixer)
+
+        def start(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            one.arguments, self.current = arguments, one
+
+        def keep_gate(_: nn.Module, arguments: tuple[Any, ...], projected: Tensor) -> None:
+            one.gate = projected.chunk(2, dim=-1)[1] if projected.shape[-1] > mixer.out_proj.in_features else None
+
+        def end(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            (one.gated,), self.current = arguments, None
+            self.done.append(one)
+
+        return [
+            mixer.register_forward_pre_hook(start),
+            mixer.in_proj.register_forward_hook(keep_gate),
+            mixer.out_proj.register_forward_pre_hook(end),
+        ]
+
+
+class Run(NamedTuple):
+    """A scan in one direction along one route.
+
+    Attributes:
+        selected: in the order in which it runs.
+        values: (b, l, d), what it scans.
+        path: (l,), the indices of the tokens along the route.
+        reverse: whether it runs from the end of the route to its start.
+        images, direction, channels: where its tensors are in the scan's.
+    """
+
+    selected: Selection
+    values: Tensor
+    path: Tensor
+    reverse: bool
+    images: slice
+    direction: int
+    channels: slice
+
+
+@contextmanager
+def recorded(model: nn.Module, layers: Sequence[int] | None = None) -> Iterator[list[Recorded]]:
+    """Inside this context, record a run of the model: a list that it fills in the order in which its mixers run.
+
+    Args:
+        layers: indices of the mixers of tokens, also from the end; None for all.
+
+    Raises:
+        UserError: the model has no mixer of tokens that scans, or no such layer.
+    """
+    mixers = [(name, module) for name, module in model.named_modules() if isinstance(module, MIXERS)]
+    if not mixers:
+        raise UserError(
+            f"hidden attention needs a model whose tokens are scanned (Vim, VideoMamba, Mamba-R, VMamba, ViM2), "
+            f"got {type(model).__name__}: use method 'lrp' or 'gradcam'"
+        )
+    count = len(mixers)
+    for layer in layers or ():
+        if not -count <= layer < count:
+            raise UserError(f"layers must be between {-count} and {count - 1}, got {layer}")
+    chosen = mixers if layers is None else [mixers[i] for i in sorted({layer % count for layer in layers})]
+    calls = _Calls()
+    with ExitStack() as stack:
+        for name, mixer in chosen:
+            for hook in calls.hooks(name, mixer):
+                stack.callback(hook.remove)
+        with calls:
+            yield calls.done
+
+
+def runs(one: Recorded) -> list[Run]:
+    """Return a run of the scan for each direction, and for each route through an image."""
+    assert one.scan is not None
+    inputs, options = one.scan
+    found = []
+    for images, k, channels, path in _parts(one, inputs):
+        dt = inputs.delta[images, k][..., channels].to(inputs.A.dtype)
+        dt = dt if inputs.delta_bias is None else dt + inputs.delta_bias[k, channels]
+        dt = F.softplus(dt) if options.delta_softplus else dt
+        u, A = inputs.u[images, k][..., channels].to(dt.dtype), inputs.A[k, channels]
+        d, g = inputs.u.shape[3], inputs.B.shape[3]
+        B, C = (t[images, k].to(dt.dtype).repeat_interleave(d // g, 2)[:, :, channels] for t in (inputs.B, inputs.C))
+        D = dt.new_zeros(A.shape[0]) if inputs.D is None else inputs.D[k, channels]
+        if options.reverse[k]:
+            dt, B, C, u = (t.flip(1) for t in (dt, B, C, u))
+        found.append(Run(Selection(dt, A, B, C, D), u, path, bool(options.reverse[k]), images, k, channels))
+    return found
+
+
+def _parts(one: Recorded, inputs: Inputs) -> Iterator[tuple[slice, int, slice, Tensor]]:
+    """Return the images, direction, channels and path of each run."""
+    _, k, l, d = inputs.u.shape
+    whole, in_order = slice(None), torch.arange(l, device=inputs.u.device)
+    if isinstance(one.mixer, SelectiveTokenMixer):
+        rows, columns = one.arguments[0].shape[1:3]
+        by_columns = in_order.view(rows, columns).t().flatten()
+        for direction in range(k):
+            yield whole, direction, slice(d // 2), in_order
+            yield whole, direction, slice(d // 2, None), by_columns
+        return
+    paths = one.arguments[1] if len(one.arguments) > 1 else None
+    if paths is None:
+        yield from ((whole, direction, whole, in_order) for direction in range(k))
+        return
+    for i, path in enumerate(paths):  # a direction's second scan is a second image
+        yield slice(i // k, None, len(paths) // k), i % k, whole, path
