@@ -61,7 +61,7 @@ def layer_attention(
     one: Recorded, direction: Direction, reduce: Reduce, include_D: bool, include_conv_gate: bool
 ) -> Tensor:
     """Return the matrix of one layer; see :func:`implicit_attention`."""
-    if include_conv_gate and not isinstance(one.mixer, MambaMixer):
+    if include_conv_gate and one.convolution is None:
         raise UserError(
             f"include_conv_gate needs a causal convolution and a gate, which {type(one.mixer).__name__} lacks: "
             "leave it out"
@@ -82,15 +82,17 @@ def _of_run(one: Recorded, run: Run, reduce: Reduce, include_D: bool, include_co
         return _along_path(run, ones, ones, reduce, include_D)[..., back, :][..., back]
 
     # a column for each token that the convolution sees: one matrix a tap
-    taps, before = _convolved(one, run)  # (d, w), (b, l, d)
-    assert one.gate is not None
-    gate = F.silu(one.gate[..., run.path, :]).to(before.dtype)
+    assert isinstance(one.mixer, MambaMixer) and one.convolution is not None and one.gate is not None
+    x, taps, bias = one.convolution  # (b, k, l, d), (k, d, w), (k, d)
+    k, width = run.direction % taps.shape[0], taps.shape[2]
+    before = torch.ops.vim.causal_conv1d(x, taps, bias, reverse=one.mixer.convolved, silu=False)
+    before = before[run.images, k].to(run.values.dtype)
+    gate = F.silu(one.gate[:, run.path]).to(before.dtype)
     matrix = torch.zeros((), device=before.device)
-    width, convolved = taps.shape[1], one.mixer.convolved  # type: ignore[union-attr]
     for tap in range(width):
-        weights = _along_path(run, gate, torch.sigmoid(before) * taps[:, tap], reduce, True)
+        weights = _along_path(run, gate, torch.sigmoid(before) * taps[k, :, tap].to(before.dtype), reduce, True)
         shift = width - 1 - tap
-        if convolved[run.direction % len(convolved)]:
+        if one.mixer.convolved[k]:
             matrix = matrix + F.pad(weights, (shift, 0))[..., : weights.shape[-1]]
         else:
             matrix = matrix + F.pad(weights, (0, shift))[..., shift:]
@@ -111,13 +113,3 @@ def _along_path(run: Run, queries: Tensor, keys: Tensor, reduce: Reduce, include
     if include_D:
         matrix = matrix + torch.diag_embed(skip)
     return matrix.flip(-1, -2) if run.reverse else matrix
-
-
-def _convolved(one: Recorded, run: Run) -> tuple[Tensor, Tensor]:
-    """Return the taps (d, w) of a run's convolution, and what it returns before its SiLU, (b, l, d)."""
-    assert one.convolution is not None
-    x, taps, bias = one.convolution
-    k = run.direction % taps.shape[0]
-    reverse = one.mixer.convolved  # type: ignore[union-attr]
-    y = torch.ops.vim.causal_conv1d(x, taps, bias, reverse=reverse, silu=False)
-    return taps[k].to(run.values.dtype), y[run.images, k].to(run.values.dtype)

@@ -20,7 +20,7 @@ from vim.layers import MambaMixer, SelectiveTokenMixer
 
 from .matrices import Selection
 
-MIXERS = (MambaMixer, SelectiveTokenMixer)
+Mixer = MambaMixer | SelectiveTokenMixer
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Recorded:
     """
 
     name: str
-    mixer: nn.Module
+    mixer: Mixer
     arguments: tuple[Any, ...] = ()
     scan: tuple[Inputs, Options] | None = None
     convolution: tuple[Tensor, Tensor, Tensor | None] | None = None
@@ -72,7 +72,7 @@ class _Calls(TorchFunctionMode):
                 self.current.convolution = (*args, None)[:3]  # type: ignore[assignment]
         return function(*args, **kwargs)
 
-    def hooks(self, name: str, mixer: nn.Module) -> list[RemovableHandle]:
+    def hooks(self, name: str, mixer: Mixer) -> list[RemovableHandle]:
         """Have a mixer recorded from now on."""
         one = Recorded(name, mixer)
 
@@ -123,7 +123,7 @@ def recorded(model: nn.Module, layers: Sequence[int] | None = None) -> Iterator[
     Raises:
         UserError: the model has no mixer of tokens that scans, or no such layer.
     """
-    mixers = [(name, module) for name, module in model.named_modules() if isinstance(module, MIXERS)]
+    mixers = [(name, module) for name, module in model.named_modules() if isinstance(module, Mixer)]
     if not mixers:
         raise UserError(
             f"hidden attention needs a model whose tokens are scanned (Vim, VideoMamba, Mamba-R, VMamba, ViM2), "
