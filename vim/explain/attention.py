@@ -15,7 +15,7 @@ from vim.errors import UserError
 from vim.layers import MambaMixer
 
 from . import matrices
-from .recording import Recorded, Run, recorded, runs
+from .recording import Recorded, Run, parts, recorded, runs
 
 Direction = Literal["both", "forward", "backward"]
 Reduce = Literal["mean", "none"]
@@ -74,9 +74,36 @@ def layer_attention(
     return matrix / len(found) if getattr(one.mixer, "combine", "sum") == "mean" else matrix
 
 
+def token_attention(one: Recorded, weights: Tensor) -> Tensor:
+    """Return the weighted sum of a layer's rows for every channel, in time and memory linear in the tokens.
+
+    It is the gradient of the scan, which is linear in its values.
+
+    Args:
+        weights: (b, l), of the rows: 1 for a class token and 0 for all others returns the class token's row.
+
+    Returns:
+        (b, l, d).
+    """
+    assert one.scan is not None
+    inputs, options = one.scan
+    values = inputs.u.detach().requires_grad_()
+    inputs = inputs._replace(u=values, D=None, z=None)
+    with torch.enable_grad():
+        y, _ = torch.ops.vim.selective_scan(*inputs, **options._replace(combine="none")._asdict())
+    rows = torch.zeros_like(y)
+    for part in parts(one):
+        rows[part.images, part.direction, :, part.channels] = weights[:, part.path].unsqueeze(-1).to(y.dtype)
+    (gradient,) = torch.autograd.grad(y, values, rows)
+    total = torch.zeros((), device=y.device)
+    for part in parts(one):
+        total = total + gradient[part.images, part.direction, :, part.channels][:, part.path.argsort()]
+    return total / len(parts(one)) if getattr(one.mixer, "combine", "sum") == "mean" else total
+
+
 def _of_run(one: Recorded, run: Run, reduce: Reduce, include_D: bool, include_conv_gate: bool) -> Tensor:
     """Return the matrix of a run, its tokens in the order of the model's sequence."""
-    back = run.path.argsort()
+    back = run.part.path.argsort()
     if not include_conv_gate:
         ones = torch.ones_like(run.values)
         return _along_path(run, ones, ones, reduce, include_D)[..., back, :][..., back]
@@ -84,10 +111,10 @@ def _of_run(one: Recorded, run: Run, reduce: Reduce, include_D: bool, include_co
     # a column for each token that the convolution sees: one matrix a tap
     assert isinstance(one.mixer, MambaMixer) and one.convolution is not None and one.gate is not None
     x, taps, bias = one.convolution  # (b, k, l, d), (k, d, w), (k, d)
-    k, width = run.direction % taps.shape[0], taps.shape[2]
+    k, width = run.part.direction % taps.shape[0], taps.shape[2]
     before = torch.ops.vim.causal_conv1d(x, taps, bias, reverse=one.mixer.convolved, silu=False)
-    before = before[run.images, k].to(run.values.dtype)
-    gate = F.silu(one.gate[:, run.path]).to(before.dtype)
+    before = before[run.part.images, k].to(run.values.dtype)
+    gate = F.silu(one.gate[:, run.part.path]).to(before.dtype)
     matrix = torch.zeros((), device=before.device)
     for tap in range(width):
         weights = _along_path(run, gate, torch.sigmoid(before) * taps[k, :, tap].to(before.dtype), reduce, True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 2**24  # numbers in a tensor (b, l, channels, n) at most: channels are taken in chunks
+MOST = 2**24  # numbers of a tensor (b, l, d, n): channels are taken in chunks of no more
 
 
 class Selection(NamedTuple):
@@ -16,7 +16,7 @@ class Selection(NamedTuple):
 
     dt: Tensor  # (b, l, d), after bias and softplus
     A: Tensor  # (d, n)
-    B: Tensor  # (b, l, d, n), which may be expanded over the channels
+    B: Tensor  # (b, l, d, n)
     C: Tensor  # (b, l, d, n)
     D: Tensor  # (d,)
 
@@ -24,46 +24,50 @@ class Selection(NamedTuple):
 def sum_of_channels(scan: Selection, queries: Tensor, keys: Tensor) -> Tensor:
     """Return the matrix (b, l, l) whose [i, j] is the sum over channels of ``queries[i] M[i, j] keys[j]``.
 
-    A block of the matrix in which each row's token follows each column's is one product of matrices: the decay between
-    the two tokens is split at a token between the rows and the columns. No exponent is positive.
-
     Args:
         queries, keys: (b, l, d), factors of the rows and of the columns.
     """
-    b, l, d = scan.dt.shape
-    width = max(1, CHUNK // (b * l * scan.A.shape[1]))
-    parts = (slice(start, start + width) for start in range(0, d, width))
-    return torch.stack([_sum_of_chunk(scan, queries, keys, part) for part in parts]).sum(0)
-
-
-def _sum_of_chunk(scan: Selection, queries: Tensor, keys: Tensor, part: slice) -> Tensor:
-    dt, A = scan.dt[..., part], scan.A[part]
-    total = dt.cumsum(1).unsqueeze(-1)  # (b, l, d, 1)
-    rows = scan.C[:, :, part] * queries[..., part].unsqueeze(-1)  # (b, l, d, n)
-    columns = scan.B[:, :, part] * (dt * keys[..., part]).unsqueeze(-1)
-    b, l = dt.shape[:2]
-    matrix = torch.diag_embed((rows * columns).flatten(2).sum(2))
-    size = 1
-    while size < l:
-        for middle in range(size, l, 2 * size):
-            left, right = slice(middle - size, middle), slice(middle, min(middle + size, l))
-            split = total[:, middle - 1 : middle]
-            since = (rows[:, right] * torch.exp(A * (total[:, right] - split))).flatten(2)
-            until = (columns[:, left] * torch.exp(A * (split - total[:, left]))).flatten(2)
-            matrix[:, right, left] = torch.bmm(since, until.transpose(1, 2))
-        size *= 2
+    matrix = queries.new_zeros(1)
+    for part in _chunks(scan):
+        rows = scan.C[:, :, part] * queries[..., part].unsqueeze(-1)
+        columns = scan.B[:, :, part] * keys[..., part].unsqueeze(-1)
+        matrix = matrix + _multiply(scan.dt[..., part], scan.A[part], rows, columns, "bidn,bjdn->bij")
     return matrix
 
 
-def row(scan: Selection, index: int) -> Tensor:
-    """Return the matrix's row of one token for every channel, (b, d, l), without the matrix: in time linear in l."""
-    dt = scan.dt[:, : index + 1]
-    total = dt.cumsum(1)
-    decay = torch.exp(scan.A * (total[:, -1:] - total).unsqueeze(-1))  # (b, l, d, n)
-    weights = dt * (scan.C[:, index : index + 1] * decay * scan.B[:, : index + 1]).sum(-1)
-    return torch.nn.functional.pad(weights, (0, 0, 0, scan.dt.shape[1] - index - 1)).transpose(1, 2)
-
-
 def of_channels(scan: Selection) -> Tensor:
-    """Return the matrix of every channel, (b, d, l, l)."""
-    return torch.stack([row(scan, index) for index in range(scan.dt.shape[1])], dim=2)
+    """Return the matrix M of every channel, (b, d, l, l)."""
+    parts = [
+        _multiply(scan.dt[..., part], scan.A[part], scan.C[:, :, part], scan.B[:, :, part], "bidn,bjdn->bdij")
+        for part in _chunks(scan)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _chunks(scan: Selection) -> list[slice]:
+    b, l, d = scan.dt.shape
+    width = max(1, MOST // (b * l * scan.A.shape[1]))
+    return [slice(start, start + width) for start in range(0, d, width)]
+
+
+def _multiply(dt: Tensor, A: Tensor, rows: Tensor, columns: Tensor, equation: str) -> Tensor:
+    """Return the products of rows and columns (b, l, d, n) with the decay between their tokens, by an einsum equation.
+
+    A block in which each row's token follows each column's is one product: the decay is split at a token between them.
+    No exponent is positive. The blocks double from one token to half of the sequence.
+    """
+    l = dt.shape[1]
+    columns = columns * dt.unsqueeze(-1)
+    total = dt.cumsum(1).unsqueeze(-1)  # (b, l, d, 1)
+    summed = torch.einsum(equation.replace("j", "i").replace("ii", "i"), rows, columns)  # where the tokens are the same
+    matrix = torch.diag_embed(summed)
+    size = 1
+    while size < l:
+        for middle in range(size, l, 2 * size):
+            left, right = slice(middle - size, middle), slice(middle, middle + size)
+            split = total[:, middle - 1 : middle]
+            since = rows[:, right] * torch.exp(A * (total[:, right] - split))
+            until = columns[:, left] * torch.exp(A * (split - total[:, left]))
+            matrix[..., right, left] = torch.einsum(equation, since, until)
+        size *= 2
+    return matrix

@@ -45,6 +45,11 @@ class Recorded:
     gate: Tensor | None = None
     gated: Tensor | None = None
 
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of a mixer's map; None for a mixer of sequences."""
+        return self.arguments[0].shape[1:3] if isinstance(self.mixer, SelectiveTokenMixer) else None
+
 
 class _Calls(TorchFunctionMode):
     """Keeps the arguments of a mixer's ops. The model runs as without it."""
@@ -93,24 +98,27 @@ class _Calls(TorchFunctionMode):
         ]
 
 
-class Run(NamedTuple):
-    """A scan in one direction along one route.
+class Part(NamedTuple):
+    """Where the tensors of one run are in those of a scan: a run goes in one direction along one route."""
 
-    Attributes:
-        selected: in the order in which it runs.
-        values: (b, l, d), what it scans.
-        path: (l,), the indices of the tokens along the route.
-        reverse: whether it runs from the end of the route to its start.
-        images, direction, channels: where its tensors are in the scan's.
-    """
-
-    selected: Selection
-    values: Tensor
-    path: Tensor
-    reverse: bool
     images: slice
     direction: int
     channels: slice
+    path: Tensor  # (l,), the indices of the tokens along the route
+
+
+class Run(NamedTuple):
+    """One run of a scan.
+
+    Attributes:
+        selected, values: in the order in which it goes; the values that it scans are (b, l, d).
+        reverse: whether it goes from the end of the route to its start.
+    """
+
+    part: Part
+    selected: Selection
+    values: Tensor
+    reverse: bool
 
 
 @contextmanager
@@ -144,38 +152,36 @@ def recorded(model: nn.Module, layers: Sequence[int] | None = None) -> Iterator[
 
 
 def runs(one: Recorded) -> list[Run]:
-    """Return a run of the scan for each direction, and for each route through an image."""
+    """Return the runs of a mixer's scan."""
     assert one.scan is not None
     inputs, options = one.scan
+    d, g = inputs.u.shape[3], inputs.B.shape[3]
     found = []
-    for images, k, channels, path in _parts(one, inputs):
+    for part in parts(one):
+        images, k, channels, _ = part
         dt = inputs.delta[images, k][..., channels].to(inputs.A.dtype)
         dt = dt if inputs.delta_bias is None else dt + inputs.delta_bias[k, channels]
         dt = F.softplus(dt) if options.delta_softplus else dt
         u, A = inputs.u[images, k][..., channels].to(dt.dtype), inputs.A[k, channels]
-        d, g = inputs.u.shape[3], inputs.B.shape[3]
         B, C = (t[images, k].to(dt.dtype).repeat_interleave(d // g, 2)[:, :, channels] for t in (inputs.B, inputs.C))
         D = dt.new_zeros(A.shape[0]) if inputs.D is None else inputs.D[k, channels]
-        if options.reverse[k]:
+        reverse = bool(options.reverse[k])
+        if reverse:
             dt, B, C, u = (t.flip(1) for t in (dt, B, C, u))
-        found.append(Run(Selection(dt, A, B, C, D), u, path, bool(options.reverse[k]), images, k, channels))
+        found.append(Run(part, Selection(dt, A, B, C, D), u, reverse))
     return found
 
 
-def _parts(one: Recorded, inputs: Inputs) -> Iterator[tuple[slice, int, slice, Tensor]]:
-    """Return the images, direction, channels and path of each run."""
-    _, k, l, d = inputs.u.shape
-    whole, in_order = slice(None), torch.arange(l, device=inputs.u.device)
-    if isinstance(one.mixer, SelectiveTokenMixer):
-        rows, columns = one.arguments[0].shape[1:3]
-        by_columns = in_order.view(rows, columns).t().flatten()
-        for direction in range(k):
-            yield whole, direction, slice(d // 2), in_order
-            yield whole, direction, slice(d // 2, None), by_columns
-        return
+def parts(one: Recorded) -> list[Part]:
+    """Return where the runs of a mixer's scan are: one for each direction, and for each route through an image."""
+    assert one.scan is not None
+    _, k, l, d = one.scan[0].u.shape
+    whole, in_order = slice(None), torch.arange(l, device=one.scan[0].u.device)
+    if one.grid is not None:
+        routes = (slice(d // 2), in_order), (slice(d // 2, None), in_order.view(one.grid).t().flatten())
+        return [Part(whole, direction, channels, path) for direction in range(k) for channels, path in routes]
     paths = one.arguments[1] if len(one.arguments) > 1 else None
     if paths is None:
-        yield from ((whole, direction, whole, in_order) for direction in range(k))
-        return
-    for i, path in enumerate(paths):  # a direction's second scan is a second image
-        yield slice(i // k, None, len(paths) // k), i % k, whole, path
+        return [Part(whole, direction, whole, in_order) for direction in range(k)]
+    # a direction's second scan is a second image
+    return [Part(slice(i // k, None, len(paths) // k), i % k, whole, path) for i, path in enumerate(paths)]

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict, cast
 
 import torch
@@ -202,6 +203,17 @@ class MambaBackbone(TimmModel):
     def _paths(self, grid: list[int], device: torch.device) -> Tensor | None:
         """Return the orders in which the mixers scan the tokens; None for the order of the sequence."""
         return None
+
+    @torch.jit.ignore
+    def tokens_to_map(self, tokens: Tensor, input_size: Sequence[int] | None = None) -> Tensor:
+        """Map tokens (b, l, d) to (b, d, rows, columns); of clips to (b, d, t, rows, columns)."""
+        embed, size = self.patch_embed, self.img_size if input_size is None else input_size
+        grid = list(embed.feat_size((size[-2], size[-1])))
+        if embed.num_frames is not None:
+            frames = embed.num_frames if input_size is None else size[0] if len(size) == 3 else 1
+            grid = [frames // embed.tubelet_size, *grid]
+        patches, _ = self._split_tokens(tokens)
+        return self._unflatten(patches, grid).movedim(-1, 1)
 
     def _embed(self, image: Tensor) -> tuple[Tensor, list[int]]:
         """Map the input to the residual stream (b, l, d) before the first block; also return the grid of patches."""

@@ -4,6 +4,7 @@ This is the only file that imports private names of timm's models. If a release 
 tests/layers/test_contract.py fails under that name.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -139,6 +140,20 @@ class TimmModel(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Map the input to logits (b, num_classes)."""
         return self.forward_head(self.forward_features(image))
+
+    @torch.jit.ignore
+    def tokens_to_map(self, tokens: Tensor, input_size: Sequence[int] | None = None) -> Tensor:
+        """Map the tokens of a block, or of any module in between, to a map, without class tokens.
+
+        Args:
+            tokens: (b, l, d) in the order of the sequence, or a map (b, rows, columns, d).
+            input_size: height and width of the images in pixels, after the frames of clips; the default is the size
+                that the model is built for.
+
+        Returns:
+            (b, d, rows, columns), or of clips (b, d, t, rows, columns).
+        """
+        raise NotImplementedError
 
     # Training
 

@@ -292,6 +292,11 @@ class StagedBackbone(TimmModel):
             x = stage(x)
         return self._to_map(self.norm_f(x), image)
 
+    @torch.jit.ignore
+    def tokens_to_map(self, tokens: Tensor, input_size: Sequence[int] | None = None) -> Tensor:
+        """Map (b, rows, columns, d) to (b, d, rows, columns)."""
+        return tokens.permute(0, 3, 1, 2)
+
     def _to_map(self, x: Tensor, image: Tensor) -> Tensor:
         """Map (b, rows, columns, d) to (b, d, rows, columns), in the image's dtype."""
         return x.to(image.dtype).permute(0, 3, 1, 2).contiguous()

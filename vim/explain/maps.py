@@ -1,0 +1,195 @@
+"""Maps of what a model's prediction rests on, at the resolution of the image.
+
+Sources: raw, rollout and attribution, https://arxiv.org/abs/2403.01590; gradcam, https://arxiv.org/abs/1610.02391; lrp,
+https://arxiv.org/abs/2406.07592. Sizes: b images, l tokens, d channels.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vim.errors import UserError, closest
+from vim.layers import TimmModel
+
+from .attention import layer_attention, token_attention
+from .recording import Recorded, recorded
+from .relevance import RelevanceRules
+
+Method = Literal["raw", "rollout", "attribution", "gradcam", "lrp"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+
+def explain(
+    model: TimmModel,
+    images: Tensor,
+    target: int | Tensor | None = None,
+    method: Method = "lrp",
+    layers: Sequence[int] | None = None,
+) -> Tensor:
+    """Return how much each pixel counts for the score of a class.
+
+    | method | what it shows | of the class |
+    |---|---|---|
+    | "raw" | what the class token's scan takes from each token, the mean of the layers | no |
+    | "rollout" | the layers' hidden attention, multiplied up, each with its residual connection | no |
+    | "attribution" | the same, each row weighted by the score's gradient of the scan's output | yes |
+    | "gradcam" | the features before the last norm, weighted by the score's gradient | yes |
+    | "lrp" | relevance, which sums to the score; negative where the image speaks against the class | yes |
+
+    Without a class token, the first two take the mean of all tokens.
+
+    Args:
+        images: (b, c, h, w), or (b, c, t, h, w) for a video model.
+        target: a class, or (b,) classes; None for the predicted class.
+        layers: for the first three methods, the indices of the layers that scan; None for all.
+
+    Returns:
+        (b, h, w), or (b, t, h, w).
+
+    Raises:
+        UserError: the method or the class is unknown, or the method needs a scan of tokens and the model has none.
+    """
+    if method not in METHODS:
+        raise UserError(f"method must be one of {METHODS}, got {method!r} {closest(method, METHODS)}")
+    with _frozen(model), torch.enable_grad():
+        maps = _RUN[method](model, images.detach().clone().requires_grad_(), target, layers)
+    return _resize(maps.detach(), images.shape[2:])
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Have a model in evaluation mode, with parameters that are constants."""
+    training = [module for module in model.modules() if module.training]
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in learned:
+            parameter.requires_grad_()
+
+
+def _score(logits: Tensor, target: int | Tensor | None) -> Tensor:
+    """Return the sum over images of the target's logit."""
+    count = logits.shape[-1]
+    if logits.dim() != 2 or count == 0:
+        raise UserError(
+            f"a model with classes is needed, got an output {tuple(logits.shape)}: build it with num_classes"
+        )
+    classes = logits.argmax(1) if target is None else torch.as_tensor(target, device=logits.device).expand(len(logits))
+    if classes.min() < 0 or classes.max() >= count:
+        raise UserError(f"target must be a class from 0 to {count - 1}, got {target}")
+    return logits.gather(1, classes.long().unsqueeze(1)).sum()
+
+
+def _lrp(model: TimmModel, images: Tensor, target: int | Tensor | None, layers: object) -> Tensor:
+    with _kept_input(getattr(model, model.blocks)[0]) as kept, RelevanceRules():
+        logits = model(images)
+    (gradient,) = torch.autograd.grad(_score(logits, target), kept)
+    return model.tokens_to_map((kept[0] * gradient).sum(-1, keepdim=True), images.shape[2:]).squeeze(1)
+
+
+def _gradcam(model: TimmModel, images: Tensor, target: int | Tensor | None, layers: object) -> Tensor:
+    with _kept_input(model.norm_f) as kept:
+        logits = model(images)
+    (gradient,) = torch.autograd.grad(_score(logits, target), kept)
+    weights = gradient.flatten(1, -2).mean(1)  # (b, d), of all tokens: a class token alone may have a gradient
+    weighted = torch.einsum("b...d,bd->b...", kept[0], weights)
+    return F.relu(model.tokens_to_map(weighted.unsqueeze(-1), images.shape[2:]).squeeze(1))
+
+
+@contextmanager
+def _kept_input(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Keep what a module takes, in the list returned."""
+    kept: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, arguments: kept.append(arguments[0]))
+    try:
+        yield kept
+    finally:
+        hook.remove()
+
+
+def _raw(model: TimmModel, images: Tensor, target: object, layers: Sequence[int] | None) -> Tensor:
+    with recorded(model, layers) as found:
+        weights = _pooled_tokens(model, model.forward_features(images))
+    maps = []
+    for one in found:
+        grid = one.grid
+        rows = weights if grid is None else weights.new_full((len(weights), math.prod(grid)), 1 / math.prod(grid))
+        attended = _min_max(token_attention(one, rows)).mean(2)
+        maps.append(_resize(_token_map(model, attended, grid, images), images.shape[2:]))
+    return torch.stack(maps).mean(0)
+
+
+def _rollout(model: TimmModel, images: Tensor, target: object, layers: Sequence[int] | None) -> Tensor:
+    with recorded(model, layers) as found:
+        weights = _pooled_tokens(model, model.forward_features(images))
+    return _multiply_up(model, images, found, weights, [None] * len(found))
+
+
+def _attribution(model: TimmModel, images: Tensor, target: int | Tensor | None, layers: Sequence[int] | None) -> Tensor:
+    with recorded(model, layers) as found:
+        features = model.forward_features(images)
+    score = _score(model.forward_head(features), target)
+    gradients = torch.autograd.grad(score, [cast(Tensor, one.gated) for one in found])
+    means = [gradient.mean(-1).flatten(1) for gradient in gradients]  # (b, l) each
+    return _multiply_up(model, images, found, _pooled_tokens(model, features), means)
+
+
+@torch.no_grad()
+def _multiply_up(
+    model: TimmModel, images: Tensor, found: list[Recorded], weights: Tensor, gradients: Sequence[Tensor | None]
+) -> Tensor:
+    """Follow the weights (b, l) of the tokens after the last layer back to the first, and return them as a map."""
+    grid = None
+    for one, gradient in zip(reversed(found), reversed(gradients), strict=True):
+        if one.grid != grid and grid is not None and one.grid is not None:
+            weights = _spread(weights, grid, one.grid)
+        grid = one.grid
+        matrix = layer_attention(one, "both", "mean", False, False)
+        matrix = matrix if gradient is None else matrix * gradient.unsqueeze(2)
+        matrix = matrix.clamp(min=0) + torch.eye(matrix.shape[-1], device=matrix.device, dtype=matrix.dtype)
+        weights = torch.bmm(weights.unsqueeze(1).to(matrix.dtype), matrix / matrix.sum(2, keepdim=True)).squeeze(1)
+    return _token_map(model, weights, grid, images)
+
+
+def _spread(weights: Tensor, grid: Sequence[int], finer: Sequence[int]) -> Tensor:
+    """Divide the weights of a map's tokens among those of the finer map before it."""
+    spread = F.interpolate(weights.unflatten(1, tuple(grid)).unsqueeze(1), size=tuple(finer)).flatten(1)
+    return spread * (math.prod(grid) / math.prod(finer))
+
+
+def _token_map(model: TimmModel, weights: Tensor, grid: Sequence[int] | None, images: Tensor) -> Tensor:
+    """Return weights (b, l) of tokens as a map (b, ..., rows, columns)."""
+    tokens = weights if grid is None else weights.unflatten(1, tuple(grid))
+    return model.tokens_to_map(tokens.unsqueeze(-1), images.shape[2:]).squeeze(1)
+
+
+def _pooled_tokens(model: TimmModel, features: Tensor) -> Tensor:
+    """Return how much of each token is in the pooled features, (b, l): one for a class token, or all alike."""
+    features = features.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.pool(features).sum(), features)
+    weights = gradient.abs().sum(2) if features.dim() == 3 else gradient.abs().sum(1).flatten(1)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _min_max(x: Tensor) -> Tensor:
+    """Scale each image's (l, d) to 0 to 1."""
+    low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
+    return (x - low) / (high - low).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+_RUN = {"raw": _raw, "rollout": _rollout, "attribution": _attribution, "gradcam": _gradcam, "lrp": _lrp}
+
+
+def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps (b, ..., rows, columns) at another size."""
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    return F.interpolate(maps.unsqueeze(1), size=tuple(size), mode=mode, align_corners=False).squeeze(1)
