@@ -154,10 +154,17 @@ def _multiply_up(
             weights = _spread(weights, grid, one.grid)
         grid = one.grid
         matrix = layer_attention(one, "both", "mean", False, False)
-        matrix = matrix if gradient is None else matrix * gradient.unsqueeze(2)
-        matrix = matrix.clamp(min=0) + torch.eye(matrix.shape[-1], device=matrix.device, dtype=matrix.dtype)
-        weights = torch.bmm(weights.unsqueeze(1).to(matrix.dtype), matrix / matrix.sum(2, keepdim=True)).squeeze(1)
+        weights = follow_back(weights, matrix if gradient is None else matrix * gradient.unsqueeze(2))
     return _token_map(model, weights, grid, images)
+
+
+def follow_back(weights: Tensor, matrix: Tensor) -> Tensor:
+    """Return the weights (b, l) of the tokens before a layer and its residual connection from those after it.
+
+    Negative entries of the matrix (b, l, l) count as 0: its rows, normalised, would not be bounded with them.
+    """
+    matrix = matrix.clamp(min=0) + torch.eye(matrix.shape[-1], device=matrix.device, dtype=matrix.dtype)
+    return torch.bmm(weights.unsqueeze(1).to(matrix.dtype), matrix / matrix.sum(2, keepdim=True)).squeeze(1)
 
 
 def _spread(weights: Tensor, grid: Sequence[int], finer: Sequence[int]) -> Tensor:

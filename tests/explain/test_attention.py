@@ -1,0 +1,146 @@
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+import vim  # noqa: F401
+from tests.golden.weights import generate, weight
+from vim.errors import UserError
+from vim.explain import implicit_attention, matrices
+from vim.explain.attention import token_attention
+from vim.explain.maps import follow_back
+from vim.explain.recording import recorded
+from vim.layers import MambaMixer
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "explain.json").read_text())["hidden_attention"]
+INPUT = generate(21, (1, 11, 16)).double()
+
+
+def golden_mixer():
+    mixer = MambaMixer(16, d_state=4).double()
+    weights = {name: weight(f"layers.0.mixer.{name}", t.shape) for name, t in mixer.state_dict().items()}
+    for name in ("dt_proj.bias", "dt_proj_b.bias"):
+        weights[name] = weights[name] + 3
+    mixer.load_state_dict(weights)
+    return mixer
+
+
+def family(name):
+    model = timm.create_model(name, num_classes=5).double().eval()
+    frames = (model.num_frames,) if model.num_frames else ()
+    return model, torch.randn(2, 3, *frames, *model.img_size, dtype=torch.float64)
+
+
+FAMILIES = ("test_vim", "test_videomamba", "test_mambar", "test_vmamba", "test_vim2")
+
+
+@pytest.mark.parametrize(
+    ("key", "scale", "options"),
+    [
+        ("alpha_forward_mean", 2, {"direction": "forward"}),  # the layer halves each direction, the file does not
+        ("alpha_backward_mean_flipped", 2, {"direction": "backward"}),
+        ("alpha_layer", 1, {}),
+        ("with_conv_and_gate_forward_mean", 2, {"direction": "forward", "include_conv_gate": True}),
+        ("with_conv_and_gate_layer", 1, {"include_conv_gate": True}),
+    ],
+)
+def test_golden_matrices(key, scale, options):
+    (matrix,) = implicit_attention(torch.nn.Sequential(golden_mixer()), INPUT, **options)
+    torch.testing.assert_close(scale * matrix[0], torch.tensor(GOLDEN[key]).double(), rtol=1e-5, atol=1e-7)
+
+
+def test_golden_rollout():
+    (matrix,) = implicit_attention(torch.nn.Sequential(golden_mixer()), INPUT)
+    weights = F.one_hot(torch.tensor([5]), 11).double()
+    for _ in range(3):
+        weights = follow_back(weights, matrix)
+    want = torch.tensor(GOLDEN["rollout_3_layers_clamped_cls_row"]).double()
+    torch.testing.assert_close(weights[0], want, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_matrix_times_values_is_what_the_scan_returns(name):
+    model, images = family(name)
+    seen = []
+    for module in model.modules():
+        if hasattr(module, "s6") and hasattr(module, "out_norm"):
+            module.out_norm.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].flatten(1, 2)))
+    with torch.no_grad(), recorded(model) as found:
+        model(images)
+    of_channels = implicit_attention(model, images, reduce="none", include_D=True)
+    assert len(of_channels) == len(found)
+    for i, (one, matrix) in enumerate(zip(found, of_channels, strict=True)):
+        if one.grid is None:
+            want = one.gated / F.silu(one.gate)
+            values = one.scan[0].u[:, 0]
+            if one.scan[0].u.shape[1] == 2 and one.mixer.directions == "v2":  # each direction has its own values
+                forward = implicit_attention(model, images, [i], "forward", "none", include_D=True)[0]
+                got = torch.einsum("bdij,bjd->bid", forward, values)
+                got += torch.einsum("bdij,bjd->bid", matrix - forward, one.scan[0].u[:, 1])
+            else:
+                got = torch.einsum("bdij,bjd->bid", matrix, values)
+        else:
+            want = seen[i]
+            got = torch.einsum("bdij,bjd->bid", matrix, one.scan[0].u[:, 0, :, : matrix.shape[1]])
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_matrix_with_convolution_and_gate_times_input_is_what_the_gate_returns():
+    mixer = golden_mixer()
+    for convolution in (mixer.conv1d, mixer.conv1d_b):
+        torch.nn.init.zeros_(convolution.bias)
+    model = torch.nn.Sequential(mixer)
+    (matrix,) = implicit_attention(model, INPUT, reduce="none", include_conv_gate=True)
+    with torch.no_grad(), recorded(model) as (found):
+        model(INPUT)
+    (one,) = found
+    torch.testing.assert_close(torch.einsum("bdij,bjd->bid", matrix, one.convolution[0][:, 0]), one.gated)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_channels_in_chunks_and_rows_alone_are_the_same(name, monkeypatch):
+    model, images = family(name)
+    whole = implicit_attention(model, images)
+    channels = implicit_attention(model, images, reduce="none")
+    monkeypatch.setattr(matrices, "MOST", 1000)
+    for one, matrix, each in zip(implicit_attention(model, images), whole, channels, strict=True):
+        torch.testing.assert_close(one, matrix)
+        torch.testing.assert_close(each.mean(1), matrix)
+    with torch.no_grad(), recorded(model, [-1]) as found:
+        model(images)
+    rows = torch.rand(2, channels[-1].shape[-1], dtype=torch.float64)
+    want = torch.einsum("bi,bdij->bjd", rows, channels[-1])
+    torch.testing.assert_close(token_attention(found[0], rows), want)
+
+
+@pytest.mark.parametrize("order", ["spatial_first", "temporal_first", "spatiotemporal_v1", "spatiotemporal_v2"])
+def test_every_order_of_a_clip_has_its_tokens_in_place(order):
+    model = timm.create_model("test_videomamba", num_frames=2, scan_order=order).double().eval()
+    clip = torch.randn(1, 3, 2, 64, 64, dtype=torch.float64)
+    with torch.no_grad(), recorded(model, [0]) as found:
+        model(clip)
+    (matrix,) = implicit_attention(model, clip, [0], reduce="none", include_conv_gate=True)
+    h, _ = found[0].mixer.in_proj(found[0].arguments[0]).chunk(2, dim=-1)
+    for convolution in (found[0].mixer.conv1d, found[0].mixer.conv1d_b):
+        torch.nn.init.zeros_(convolution.bias)
+    with torch.no_grad(), recorded(model, [0]) as found:
+        model(clip)
+    (matrix,) = implicit_attention(model, clip, [0], reduce="none", include_conv_gate=True)
+    torch.testing.assert_close(torch.einsum("bdij,bjd->bid", matrix, h), found[0].gated)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("test_mambavision", {}, "a model whose tokens are scanned .*, got MambaVision: use method 'lrp'"),
+        ("test_vim", {"layers": [3]}, "layers must be between -3 and 2, got 3"),
+        ("test_vmamba", {"include_conv_gate": True}, "which SelectiveTokenMixer lacks: leave it out"),
+    ],
+)
+def test_what_has_no_hidden_attention(name, options, message):
+    model, images = family(name)
+    with pytest.raises(UserError, match=message):
+        implicit_attention(model, images, **options)
