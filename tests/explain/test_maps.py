@@ -11,7 +11,7 @@ import vim  # noqa: F401
 from tests.explain.test_attention import FAMILIES, INPUT, family, golden_mixer
 from tests.golden.weights import generate
 from vim.errors import UserError
-from vim.explain import METHODS, explain
+from vim.explain import METHODS, explain, implicit_attention, layer_maps
 from vim.explain.relevance import RelevanceRules
 from vim.layers import RMSNorm
 
@@ -80,3 +80,27 @@ def test_maps_have_the_size_of_the_image_and_the_model_stays_as_it_was(name):
         explain(model, images, 5)
     assert all(module.training for module in model.modules())
     assert {key for key, p in model.named_parameters() if not p.requires_grad} == {"head.weight"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_row_of_a_token_is_that_of_the_matrix(name):
+    model, images = family(name)
+    matrices = implicit_attention(model, images, reduce="none")
+    for direction in ("forward", "backward", "both"):
+        of_layers = layer_maps(model, images, direction=direction, token=(1, 1))
+        assert len(of_layers) == len(matrices)
+    grid = (
+        model.tokens_to_map(torch.arange(matrices[0].shape[-1]).view(1, -1, 1)) if matrices[0].shape[-1] < 20 else None
+    )
+    if grid is not None:
+        rows = matrices[0][:, :, int(grid[0, 0, 1, 1])].transpose(1, 2)
+        low, high = rows.amin((1, 2), keepdim=True), rows.amax((1, 2), keepdim=True)
+        want = model.tokens_to_map(((rows - low) / (high - low)).mean(2, keepdim=True)).squeeze(1)
+        got = torch.nn.functional.interpolate(of_layers[0].unsqueeze(1), size=want.shape[1:], mode="area").squeeze(1)
+        assert torch.corrcoef(torch.stack([got.flatten(), want.flatten()]))[0, 1] > 0.9
+
+
+def test_no_such_token():
+    model, images = family("test_vim")
+    with pytest.raises(UserError, match="token must be in a map of 4 x 4, got 4,0"):
+        layer_maps(model, images, token=(4, 0))

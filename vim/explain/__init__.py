@@ -1,6 +1,6 @@
 """What a model sees: its hidden attention, and maps of what its prediction rests on."""
 
-from .attention import implicit_attention
-from .maps import METHODS, Method, explain
+from .attention import Direction, implicit_attention
+from .maps import METHODS, Method, explain, layer_maps
 
-__all__ = ["METHODS", "Method", "explain", "implicit_attention"]
+__all__ = ["METHODS", "Direction", "Method", "explain", "implicit_attention", "layer_maps"]

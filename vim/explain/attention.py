@@ -69,18 +69,23 @@ def layer_attention(
     found = runs(one)
     matrix = torch.zeros((), device=found[0].values.device)
     for run in found:
-        if direction == "both" or (direction == "backward") == run.reverse:
+        if _is_of(direction, run.reverse):
             matrix = matrix + _of_run(one, run, reduce, include_D, include_conv_gate)
     return matrix / len(found) if getattr(one.mixer, "combine", "sum") == "mean" else matrix
 
 
-def token_attention(one: Recorded, weights: Tensor) -> Tensor:
+def _is_of(direction: Direction, reverse: bool) -> bool:
+    return direction == "both" or (direction == "backward") == reverse
+
+
+def token_attention(one: Recorded, weights: Tensor, direction: Direction = "both") -> Tensor:
     """Return the weighted sum of a layer's rows for every channel, in time and memory linear in the tokens.
 
     It is the gradient of the scan, which is linear in its values.
 
     Args:
         weights: (b, l), of the rows: 1 for a class token and 0 for all others returns the class token's row.
+        direction: see :func:`implicit_attention`.
 
     Returns:
         (b, l, d).
@@ -93,6 +98,8 @@ def token_attention(one: Recorded, weights: Tensor) -> Tensor:
         y, _ = torch.ops.vim.selective_scan(*inputs, **options._replace(combine="none")._asdict())
     rows = torch.zeros_like(y)
     for part in parts(one):
+        if not _is_of(direction, bool(options.reverse[part.direction])):
+            continue
         rows[part.images, part.direction, :, part.channels] = weights[:, part.path].unsqueeze(-1).to(y.dtype)
     (gradient,) = torch.autograd.grad(y, values, rows)
     total = torch.zeros((), device=y.device)

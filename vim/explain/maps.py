@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vim.errors import UserError, closest
 from vim.layers import TimmModel
 
-from .attention import layer_attention, token_attention
+from .attention import Direction, layer_attention, token_attention
 from .recording import Recorded, recorded
 from .relevance import RelevanceRules
 
@@ -117,15 +117,72 @@ def _kept_input(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _raw(model: TimmModel, images: Tensor, target: object, layers: Sequence[int] | None) -> Tensor:
-    with recorded(model, layers) as found:
-        weights = _pooled_tokens(model, model.forward_features(images))
+    return torch.stack(_layer_maps(model, images, layers, "both", None)).mean(0)
+
+
+def layer_maps(
+    model: TimmModel,
+    images: Tensor,
+    layers: Sequence[int] | None = None,
+    direction: Direction = "both",
+    token: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """Return what one token takes from each other token, in each layer.
+
+    It needs no matrix: time and memory are linear in the tokens.
+
+    Args:
+        images: (b, c, h, w), or (b, c, t, h, w) for a video model.
+        layers: indices of the layers that scan, also from the end; None for all.
+        direction: "forward" and "backward" leave out the scans of the other direction.
+        token: row and column of a patch, after its frame for a video model; where layers have maps of several sizes, in
+            the first one's. None for the class token, or the mean of all tokens of a model without one.
+
+    Returns:
+        for each layer (b, h, w), or (b, t, h, w), each image's scaled to 0 to 1 before the mean over the channels.
+
+    Raises:
+        UserError: the model has no scans of tokens, no such layer, or no such token.
+    """
+    with _frozen(model):
+        return _layer_maps(model, images, layers, direction, token)
+
+
+def _layer_maps(
+    model: TimmModel,
+    images: Tensor,
+    layers: Sequence[int] | None,
+    direction: Direction,
+    token: Sequence[int] | None,
+) -> list[Tensor]:
+    with torch.no_grad(), recorded(model, layers) as found:
+        features = model.forward_features(images)
+    pooled, first = _pooled_tokens(model, features), found[0].grid
     maps = []
     for one in found:
-        grid = one.grid
-        rows = weights if grid is None else weights.new_full((len(weights), math.prod(grid)), 1 / math.prod(grid))
-        attended = _min_max(token_attention(one, rows)).mean(2)
-        maps.append(_resize(_token_map(model, attended, grid, images), images.shape[2:]))
-    return torch.stack(maps).mean(0)
+        if token is not None:
+            rows = _one_token(model, images, one, first, token).to(pooled.dtype).expand(len(images), -1)
+        elif one.grid is not None:
+            rows = pooled.new_full((len(images), math.prod(one.grid)), 1 / math.prod(one.grid))
+        else:
+            rows = pooled
+        attended = _min_max(token_attention(one, rows, direction)).mean(2)
+        maps.append(_resize(_token_map(model, attended, one.grid, images), images.shape[2:]))
+    return maps
+
+
+def _one_token(
+    model: TimmModel, images: Tensor, one: Recorded, first: Sequence[int] | None, token: Sequence[int]
+) -> Tensor:
+    """Return (1, l), 1 for a token of a layer's map and 0 for all others."""
+    l = one.scan[0].u.shape[2] if one.scan else 0
+    numbers = torch.arange(l, device=images.device).unsqueeze(0)
+    places = _token_map(model, numbers, one.grid, images)[0]
+    sizes = tuple(places.shape if one.grid is None or first is None else first)
+    if len(token) != len(sizes) or not all(0 <= place < size for place, size in zip(token, sizes, strict=True)):
+        raise UserError(f"token must be in a map of {' x '.join(map(str, sizes))}, got {','.join(map(str, token))}")
+    place = [i * size // old for i, size, old in zip(token, places.shape, sizes, strict=True)]
+    return (numbers == places[tuple(place)]).float()
 
 
 def _rollout(model: TimmModel, images: Tensor, target: object, layers: Sequence[int] | None) -> Tensor:
