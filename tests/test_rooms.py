@@ -23,13 +23,17 @@ ALLOWED = {
     "vim/layers": {"kernels", "checkpoints"},
     "models": {"layers", "checkpoints"},
     "vim/compat": {"errors", "kernels"},
+    "vim/explain": {"errors", "kernels", "layers"},
     "vim/data": {"errors", "fields", "options"},
     "vim/engine": {"checkpoints", "data", "errors", "fields", "options", "registry", "typing"},
     "vim/measure": {"compat", "data", "errors", "kernels", "layers", "models", "registry", "typing"},
-    "vim/tasks": {"checkpoints", "data", "engine", "errors", "fields", "models", "options", "registry", "typing"},
+    "vim/tasks": {
+        *("checkpoints", "data", "engine", "errors", "explain", "fields", "layers", "models", "options", "registry"),
+        "typing",
+    },
 }
 PARTS = {
-    *("compat", "kernels", "layers", "models", "data", "engine", "measure", "tasks"),
+    *("compat", "explain", "kernels", "layers", "models", "data", "engine", "measure", "tasks"),
     *("checkpoints", "errors", "export", "fields", "options", "registry", "typing"),
 }
 

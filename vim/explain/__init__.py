@@ -2,5 +2,6 @@
 
 from .attention import Direction, implicit_attention
 from .maps import METHODS, Method, explain, layer_maps
+from .recording import scans_tokens
 
-__all__ = ["METHODS", "Direction", "Method", "explain", "implicit_attention", "layer_maps"]
+__all__ = ["METHODS", "Direction", "Method", "explain", "implicit_attention", "layer_maps", "scans_tokens"]

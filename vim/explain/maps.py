@@ -21,7 +21,7 @@ from .recording import Recorded, recorded
 from .relevance import RelevanceRules
 
 Method = Literal["raw", "rollout", "attribution", "gradcam", "lrp"]
-METHODS: tuple[str, ...] = get_args(Method)
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 def explain(

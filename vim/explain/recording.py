@@ -121,6 +121,11 @@ class Run(NamedTuple):
     reverse: bool
 
 
+def scans_tokens(model: nn.Module) -> bool:
+    """Return whether a model has mixers whose scans go along its tokens."""
+    return any(isinstance(module, Mixer) for module in model.modules())
+
+
 @contextmanager
 def recorded(model: nn.Module, layers: Sequence[int] | None = None) -> Iterator[list[Recorded]]:
     """Inside this context, record a run of the model: a list that it fills in the order in which its mixers run.

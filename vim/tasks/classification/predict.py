@@ -70,6 +70,10 @@ class Predictor:
             return [read_image(path, self.mode)]
         return Videos([Video(str(path), 0)], self.mode, is_training=False, num_frames=self.num_frames)[0][0]
 
+    def prepare(self, frames: Sequence[Image.Image]) -> Tensor:
+        """Return the model's input for the frames of :meth:`read`, (1, c, h, w) or (1, c, t, h, w)."""
+        return self.transform(frames if self.num_frames else frames[0]).unsqueeze(0)
+
     @torch.inference_mode()
     def __call__(self, frames: Sequence[Image.Image], top_k: int | None = None) -> list[tuple[str, float]]:
         """Return names of classes and their probabilities, best first, for the frames of :meth:`read`.
@@ -80,8 +84,7 @@ class Predictor:
         Raises:
             UserError: the model's outputs are not finite.
         """
-        prepared = self.transform(frames if self.num_frames else frames[0])
-        logits = self.model(prepared.unsqueeze(0))[0].double()
+        logits = self.model(self.prepare(frames))[0].double()
         if not logits.isfinite().all():
             raise UserError("the outputs of the model are not finite: its weights overflow, or are of another model")
         probabilities = logits.softmax(0) if self.thresholds is None else logits.sigmoid()

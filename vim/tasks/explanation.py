@@ -1,0 +1,219 @@
+"""Pictures of what a model sees, and tables of whether its maps can be trusted."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vim.data import input_options
+from vim.engine.files import written_whole
+from vim.engine.plots import label, save_figure
+from vim.errors import UserError, closest
+from vim.explain import METHODS, Method, explain, layer_maps, scans_tokens
+from vim.explain.curves import BASELINES, FRACTIONS, Curve, Order
+from vim.layers import TimmModel
+from vim.tasks.classification.predict import Predictor
+
+ORDERS: tuple[Order, ...] = ("most", "least")
+
+
+def black(model: TimmModel) -> Tensor:
+    """Return the value of a black pixel in each channel of the model's normalised images, (c,)."""
+    options = input_options(model)
+    return torch.tensor([-mean / std for mean, std in zip(options["mean"], options["std"], strict=True)])
+
+
+def pictures(model: TimmModel, images: Tensor) -> Tensor:
+    """Return normalised images (b, c, ..., h, w) as colours from 0 to 1, (b, ..., h, w, 3): what the model saw."""
+    options = input_options(model)
+    shape = (1, -1, *[1] * (images.dim() - 2))
+    mean, std = (torch.tensor(options[name]).view(shape) for name in ("mean", "std"))
+    return (images * std + mean).clamp(0, 1).expand(-1, 3, *[-1] * (images.dim() - 2)).movedim(1, -1)
+
+
+def overlay(picture: Tensor, values: Tensor, scale: float | None = None) -> Tensor:
+    """Blend a picture (..., h, w, 3) with a map (..., h, w), half and half.
+
+    A map with negative values is red where it is positive and blue where it is negative.
+
+    Args:
+        scale: the value of the strongest colour; by default the map's own largest.
+    """
+    import matplotlib
+
+    strongest = float(values.abs().max()) if scale is None else scale
+    shares = values / max(strongest, torch.finfo(values.dtype).tiny)
+    signed = bool((values < 0).any())
+    colours = matplotlib.colormaps["RdBu_r" if signed else "viridis"]((shares + 1) / 2 if signed else shares)
+    return (picture + torch.from_numpy(np.asarray(colours)[..., :3]).to(picture.dtype)) / 2
+
+
+def sheet(frames: Tensor) -> Tensor:
+    """Put the frames (t, h, w, 3) of a clip side by side, row after row; a picture (h, w, 3) stays as it is."""
+    if frames.dim() == 3:
+        return frames
+    t, h, w, _ = frames.shape
+    columns = math.ceil(math.sqrt(t))
+    rows = math.ceil(t / columns)
+    whole = torch.cat([frames, frames.new_ones(rows * columns - t, h, w, 3)])
+    return whole.view(rows, columns, h, w, 3).transpose(1, 2).reshape(rows * h, columns * w, 3)
+
+
+def draw_map(path: Path, picture: Tensor, values: Tensor, title: str) -> None:
+    """Draw a picture (h, w, 3), or the frames (t, h, w, 3) of a clip, beside the same under its map."""
+    import matplotlib.pyplot as plt
+
+    figure, columns = plt.subplots(1, 2, figsize=(6, 3.3), layout="constrained")
+    for axes, shown in zip(columns, (picture, overlay(picture, values)), strict=True):
+        axes.imshow(sheet(shown).numpy())
+        axes.set_axis_off()
+    figure.suptitle(label(title), fontsize=9)
+    save_figure(figure, path, dpi=100)
+
+
+def draw_layers(path: Path, picture: Tensor, layers: Mapping[str, Sequence[Tensor]]) -> None:
+    """Draw a picture under the maps of every layer, a row for each name: 12 layers at most, evenly spread."""
+    import matplotlib.pyplot as plt
+
+    count = len(next(iter(layers.values())))
+    chosen = sorted({round(i * (count - 1) / 11) for i in range(12)}) if count > 12 else list(range(count))
+    size = (1.2 * len(chosen) + 0.4, 1.3 * len(layers) + 0.3)
+    figure, grid = plt.subplots(len(layers), len(chosen), figsize=size, layout="constrained", squeeze=False)
+    for row, (name, maps) in zip(grid, layers.items(), strict=True):
+        for axes, layer in zip(row, chosen, strict=True):
+            axes.imshow(sheet(overlay(picture, maps[layer])).numpy())
+            axes.set(xticks=[], yticks=[])
+            if row is grid[0]:
+                axes.set_title(f"layer {layer}", fontsize=7)
+        row[0].set_ylabel(name, fontsize=7)
+    save_figure(figure, path, dpi=100)
+
+
+class Picture:
+    """An image or a clip as a model sees it, and what the model makes of it.
+
+    Args:
+        frames: of :meth:`Predictor.read`.
+        target: the class to explain; None for the predicted one.
+    """
+
+    def __init__(self, predictor: Predictor, frames: Sequence[Image.Image], target: int | None = None) -> None:
+        self.model = cast(TimmModel, predictor.model)
+        self.images = predictor.prepare(frames)
+        with torch.inference_mode():
+            probabilities = self.model(self.images)[0].softmax(0)
+        self.target = int(probabilities.argmax()) if target is None else target
+        self.title = f"{predictor.classes[self.target]}, {100 * float(probabilities[self.target]):.1f} %"
+        self.seen = pictures(self.model, self.images)[0]
+
+    def draw_map(self, path: Path, method: Method) -> str:
+        """Draw the picture beside its map; return what was drawn."""
+        values = explain(self.model, self.images, self.target, method)[0]
+        draw_map(path, self.seen, values, f"{self.title} ({method})")
+        return f"{self.title}: {path}"
+
+    def draw_layers(self, path: Path, token: Sequence[int] | None = None) -> list[str]:
+        """Draw what the class token, or another token, takes in each layer; return what was drawn.
+
+        A model that does not scan its tokens has no such picture.
+        """
+        if "raw" not in methods_of(self.model):
+            return []
+        layers = {
+            direction: [one[0] for one in layer_maps(self.model, self.images, None, direction, token)]
+            for direction in ("forward", "backward")
+        }
+        draw_layers(path, self.seen, layers)
+        return [f"{'the class token' if token is None else 'the token'} in each layer: {path}"]
+
+
+def methods_of(model: torch.nn.Module) -> tuple[Method, ...]:
+    """Return the methods that a model has: three of them need scans of its tokens."""
+    return METHODS if scans_tokens(model) else ("gradcam", "lrp")
+
+
+def class_of(classes: Sequence[str], name: str) -> int:
+    """Return the number of a class that is given by its name or its number.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name in classes:
+        return classes.index(name)
+    if name.isdecimal() and int(name) < len(classes):
+        return int(name)
+    raise UserError(f"no such class: {name} {closest(name, classes)}, or a number from 0 to {len(classes) - 1}")
+
+
+def place_of(text: str) -> tuple[int, ...]:
+    """Return the numbers of "ROW,COLUMN", or of "FRAME,ROW,COLUMN" for a clip.
+
+    Raises:
+        UserError: it is neither.
+    """
+    parts = text.split(",")
+    if len(parts) not in (2, 3) or not all(part.strip().isdecimal() for part in parts):
+        raise UserError(f"--token must be ROW,COLUMN, or FRAME,ROW,COLUMN for a video, got {text}")
+    return tuple(int(part) for part in parts)
+
+
+class Check:
+    """The curves of several methods on the same images, and of the two baselines.
+
+    Args:
+        methods: names of METHODS. Each explains the class that is right.
+    """
+
+    def __init__(self, model: TimmModel, methods: Sequence[str]) -> None:
+        self.model, self.methods, self.black = model, methods, black(model)
+        self.curves = {(name, order): Curve() for name in (*methods, *BASELINES) for order in ORDERS}
+
+    def add(self, images: Tensor, targets: Tensor) -> None:
+        """Count a batch of images with the classes that are right."""
+        for name in (*self.methods, *BASELINES):
+            maps = (
+                BASELINES[name](self.model, images, targets)
+                if name in BASELINES
+                else explain(self.model, images, targets, cast(Method, name))
+            )
+            for order in ORDERS:
+                self.curves[name, order].add(self.model, images, targets, maps, order, self.black)
+
+    @property
+    def table(self) -> list[str]:
+        """The areas of all curves, a line for each method."""
+        lines = ["method       most first: area, mean    least first: area, mean    (%; lower, higher is better)"]
+        for name in (*self.methods, *BASELINES):
+            most, least = (self.curves[name, order] for order in ORDERS)
+            lines.append(f"{name:<12} {most.area:16.2f} {most.mean:6.2f} {least.area:20.2f} {least.mean:6.2f}")
+        return lines
+
+    def write(self, folder: Path) -> None:
+        """Write curves.csv and curves.png."""
+        with written_whole(folder / "curves.csv") as path, path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["method", "order", "images", "area", "mean", *FRACTIONS])
+            for (name, order), curve in self.curves.items():
+                writer.writerow([name, order, curve.images, curve.area, curve.mean, *curve.accuracy])
+        self._plot(folder / "curves.png")
+
+    def _plot(self, path: Path) -> None:
+        import matplotlib.pyplot as plt
+
+        figure, columns = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+        for axes, order in zip(columns, ORDERS, strict=True):
+            for name in (*self.methods, *BASELINES):
+                style = "--" if name in BASELINES else "-"
+                accuracy = [100 * value for value in self.curves[name, order].accuracy]
+                axes.plot([100 * fraction for fraction in FRACTIONS], accuracy, style, label=name)
+            axes.set(xlabel="pixels removed, %", title=f"those that count {order} first")
+            axes.grid(alpha=0.3)
+        columns[0].set_ylabel("top-1 accuracy, %")
+        columns[1].legend()
+        save_figure(figure, path)
