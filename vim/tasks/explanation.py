@@ -89,9 +89,9 @@ def draw_layers(path: Path, picture: Tensor, layers: Mapping[str, Sequence[Tenso
         for axes, layer in zip(row, chosen, strict=True):
             axes.imshow(sheet(overlay(picture, maps[layer])).numpy())
             axes.set(xticks=[], yticks=[])
-            if row is grid[0]:
-                axes.set_title(f"layer {layer}", fontsize=7)
         row[0].set_ylabel(name, fontsize=7)
+    for axes, layer in zip(grid[0], chosen, strict=True):
+        axes.set_title(f"layer {layer}", fontsize=7)
     save_figure(figure, path, dpi=100)
 
 
