@@ -13,7 +13,7 @@ from vim.explain import implicit_attention, matrices
 from vim.explain.attention import token_attention
 from vim.explain.maps import follow_back
 from vim.explain.recording import recorded
-from vim.layers import MambaMixer
+from vim.layers import GatedRMSNorm, MambaMixer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "explain.json").read_text())["hidden_attention"]
 INPUT = generate(21, (1, 11, 16)).double()
@@ -34,7 +34,7 @@ def family(name):
     return model, torch.randn(2, 3, *frames, *model.img_size, dtype=torch.float64)
 
 
-FAMILIES = ("test_vim", "test_videomamba", "test_mambar", "test_vmamba", "test_vim2")
+FAMILIES = ("test_vim", "test_vim_ssd", "test_videomamba", "test_mambar", "test_vmamba", "test_vim2")
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,10 @@ def test_golden_rollout():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_matrix_times_values_is_what_the_scan_returns(name):
     model, images = family(name)
-    seen = []
+    seen, norms = [], []
     for module in model.modules():
+        if isinstance(module, GatedRMSNorm):
+            module.register_forward_pre_hook(lambda _, given: norms.append(given[0].unflatten(2, (-1, 64)).mean(-1)))
         if hasattr(module, "s6") and hasattr(module, "out_norm"):
             module.out_norm.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].flatten(1, 2)))
     with torch.no_grad(), recorded(model) as found:
@@ -74,7 +76,7 @@ def test_matrix_times_values_is_what_the_scan_returns(name):
     assert len(of_channels) == len(found)
     for i, (one, matrix) in enumerate(zip(found, of_channels, strict=True)):
         if one.grid is None:
-            want = one.gated / F.silu(one.gate)
+            want = one.gated / F.silu(one.gate) if one.gate is not None else norms[i]
             values = one.scan[0].u[:, 0]
             if one.scan[0].u.shape[1] == 2 and one.mixer.directions == "v2":  # each direction has its own values
                 forward = implicit_attention(model, images, [i], "forward", "none", include_D=True)[0]
@@ -138,6 +140,7 @@ def test_every_order_of_a_clip_has_its_tokens_in_place(order):
         ("test_mambavision", {}, "a model whose tokens are scanned .*, got MambaVision: use method 'lrp'"),
         ("test_vim", {"layers": [3]}, "layers must be between -3 and 2, got 3"),
         ("test_vmamba", {"include_conv_gate": True}, "which SelectiveTokenMixer lacks: leave it out"),
+        ("test_vim_ssd", {"include_conv_gate": True}, "which Mamba2Mixer lacks: leave it out"),
     ],
 )
 def test_what_has_no_hidden_attention(name, options, message):

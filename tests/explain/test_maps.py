@@ -50,7 +50,7 @@ def test_golden_relevance(case):
     torch.testing.assert_close((x * x.grad).sum(-1)[0], want, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "test_mambavision", "test_vit"])
+@pytest.mark.parametrize("name", [*FAMILIES, "test_mambavision", "test_vssd", "test_vit"])
 def test_relevance_sums_to_the_score_and_outputs_stay(name):
     model = timm.create_model(name, num_classes=5).double().eval().requires_grad_(False)
     for key, parameter in model.named_parameters():

@@ -42,7 +42,8 @@ def implicit_attention(
         layers: indices of the layers that scan, also from the end; None for all.
         direction: "forward" and "backward" leave out the scans of the other direction; a mean of both directions is
             still divided by two.
-        reduce: "mean" over the channels, or "none" for the matrix of every channel: l x l numbers for each.
+        reduce: "mean" over the channels, or "none" for the matrix of every channel: l x l numbers for each. The
+            channels of a head of Mamba-2 have one matrix: d is then the number of heads.
         include_D: add the skip connection of the scan.
         include_conv_gate: from the input of the convolution to the output of the gate. It implies the skip connection.
 
@@ -63,8 +64,8 @@ def layer_attention(
     """Return the matrix of one layer; see :func:`implicit_attention`."""
     if include_conv_gate and one.convolution is None:
         raise UserError(
-            f"include_conv_gate needs a causal convolution and a gate, which {type(one.mixer).__name__} lacks: "
-            "leave it out"
+            "include_conv_gate needs Mamba's convolution and gate of each channel, which "
+            f"{type(one.mixer).__name__} lacks: leave it out"
         )
     found = runs(one)
     matrix = torch.zeros((), device=found[0].values.device)

@@ -16,11 +16,12 @@ from torch.utils.hooks import RemovableHandle
 
 from vim.errors import UserError
 from vim.kernels.scan.reference import Inputs, Options
-from vim.layers import MambaMixer, SelectiveTokenMixer
+from vim.kernels.ssd import reference as ssd
+from vim.layers import Mamba2Mixer, MambaMixer, SelectiveTokenMixer
 
 from .matrices import Selection
 
-Mixer = MambaMixer | SelectiveTokenMixer
+Mixer = MambaMixer | Mamba2Mixer | SelectiveTokenMixer
 
 
 @dataclass
@@ -31,9 +32,9 @@ class Recorded:
         name: of the mixer in the model.
         mixer: it.
         arguments: of its forward function.
-        scan: what it gave to the scan.
-        convolution: the input (b, k, l, d), taps (k, d, w) and bias of its causal convolution; None without one.
-        gate: (b, l, d), the gate before its SiLU; None for a mixer without one.
+        scan: what it gave to the scan; of Mamba-2, with a channel for each head.
+        convolution: of Mamba, the input (b, k, l, d), taps (k, d, w) and bias of its causal convolution.
+        gate: of Mamba, (b, l, d), the gate before its SiLU.
         gated: (b, l, d), what the output projection takes.
     """
 
@@ -70,10 +71,10 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.current is not None:
             if function is torch.ops.vim.selective_scan:
-                tensors = {key: value for key, value in kwargs.items() if key in Inputs._fields}
-                options = {key: value for key, value in kwargs.items() if key not in Inputs._fields}
-                self.current.scan = Inputs(*args, **tensors), Options(**options)
-            elif function is torch.ops.vim.causal_conv1d:
+                self.current.scan = _given(Inputs, Options, args, kwargs)
+            elif function is torch.ops.vim.ssd:
+                self.current.scan = _of_heads(*_given(ssd.Inputs, ssd.Options, args, kwargs))
+            elif function is torch.ops.vim.causal_conv1d and isinstance(self.current.mixer, MambaMixer):
                 self.current.convolution = (*args, None)[:3]  # type: ignore[assignment]
         return function(*args, **kwargs)
 
@@ -85,7 +86,7 @@ class _Calls(TorchFunctionMode):
             one.arguments, self.current = arguments, one
 
         def keep_gate(_: nn.Module, arguments: tuple[Any, ...], projected: Tensor) -> None:
-            one.gate = projected.chunk(2, dim=-1)[1] if projected.shape[-1] > mixer.out_proj.in_features else None
+            one.gate = projected.chunk(2, dim=-1)[1] if isinstance(mixer, MambaMixer) else None
 
         def end(_: nn.Module, arguments: tuple[Any, ...]) -> None:
             (one.gated,), self.current = arguments, None
@@ -121,6 +122,23 @@ class Run(NamedTuple):
     reverse: bool
 
 
+def _given(inputs: Any, options: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the tensors and the options of an op's call by name."""
+    tensors = {key: value for key, value in kwargs.items() if key in inputs._fields}
+    return inputs(*args, **tensors), options(**{key: value for key, value in kwargs.items() if key not in tensors})
+
+
+def _of_heads(inputs: ssd.Inputs, options: ssd.Options) -> tuple[Inputs, Options]:
+    """Return a scan with a channel for each head, which holds the mean of the head's channels: they have one matrix."""
+    dt = inputs.dt.to(inputs.A.dtype)
+    dt = dt if inputs.dt_bias is None else dt + inputs.dt_bias.unsqueeze(1)
+    dt = (F.softplus(dt) if options.dt_softplus else dt).clamp(options.dt_min, options.dt_max)
+    A = inputs.A.unsqueeze(-1).expand(-1, -1, inputs.B.shape[4])
+    D = None if inputs.D is None else inputs.D.mean(-1)
+    values, B, C = (t.to(dt.dtype) for t in (inputs.x.mean(-1), inputs.B, inputs.C))
+    return Inputs(values, dt, A, B, C, D), Options(options.reverse, combine=options.combine)
+
+
 def scans_tokens(model: nn.Module) -> bool:
     """Return whether a model has mixers whose scans go along its tokens."""
     return any(isinstance(module, Mixer) for module in model.modules())
@@ -137,6 +155,8 @@ def recorded(model: nn.Module, layers: Sequence[int] | None = None) -> Iterator[
         UserError: the model has no mixer of tokens that scans, or no such layer.
     """
     mixers = [(name, module) for name, module in model.named_modules() if isinstance(module, Mixer)]
+    if any(getattr(module, "directions", "") == "hydra" for _, module in mixers):
+        raise UserError("hidden attention of directions='hydra' is not offered: use method 'lrp' or 'gradcam'")
     if not mixers:
         raise UserError(
             f"hidden attention needs a model whose tokens are scanned (Vim, VideoMamba, Mamba-R, VMamba, ViM2), "

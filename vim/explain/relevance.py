@@ -21,7 +21,8 @@ class RelevanceRules(TorchFunctionMode):
 
     - activation: `x f(x)` has `f(x)` held constant
     - norm: the deviation that it divides by is held constant
-    - scan: its steps, B and C are held constant, so that it is linear in its values
+    - scan: its steps, B and C are held constant, so that it is linear in its values; so is any softplus, which makes
+      steps
     - attention: its weights are held constant
     - product of two activations, as a gate makes: each gets half of the relevance
 
@@ -80,11 +81,28 @@ def _rms_norm(function: Callable[..., Tensor], x: Tensor, weight: Tensor, *, eps
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps).detach() * weight
 
 
+def _batch_norm(
+    function: Callable[..., Tensor],
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    # linear already; PyTorch's own gradient is wrong for a batch of one whose gradient is a view of another layout
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    scale = weight * torch.rsqrt(variance + eps)
+    return x * scale.view(shape) + (bias - mean * scale).view(shape)
+
+
 def _attention(function: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *args: Any, **options: Any) -> Tensor:
     return function(q.detach(), k.detach(), v, *args, **options)
 
 
-def _softmax(function: Callable[..., Tensor], x: Tensor, *args: Any, **options: Any) -> Tensor:
+def _constant(function: Callable[..., Tensor], x: Tensor, *args: Any, **options: Any) -> Tensor:
     return function(x.detach(), *args, **options)
 
 
@@ -110,12 +128,13 @@ def _scan(
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.silu: lambda function, x, inplace=False: _silu(x),
-    **dict.fromkeys((F.gelu, F.hardswish, F.mish, torch.nn.functional.softplus, torch.tanh, Tensor.tanh), _activation),
+    **dict.fromkeys((F.gelu, F.hardswish, F.mish, torch.tanh, Tensor.tanh), _activation),
     **dict.fromkeys((torch.mul, Tensor.mul, torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm), _product),
     F.layer_norm: _layer_norm,
+    F.batch_norm: _batch_norm,
     F.scaled_dot_product_attention: _attention,
-    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _softmax),
+    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax, F.softplus), _constant),
     torch.ops.vim.rms_norm: _rms_norm,
     torch.ops.vim.causal_conv1d: _convolution,
-    torch.ops.vim.selective_scan: _scan,
+    **dict.fromkeys((torch.ops.vim.selective_scan, torch.ops.vim.ssd), _scan),
 }
