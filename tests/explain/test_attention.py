@@ -67,7 +67,7 @@ def test_matrix_times_values_is_what_the_scan_returns(name):
     seen, norms = [], []
     for module in model.modules():
         if isinstance(module, GatedRMSNorm):
-            module.register_forward_pre_hook(lambda _, given: norms.append(given[0].unflatten(2, (-1, 64)).mean(-1)))
+            module.register_forward_pre_hook(lambda _, given: norms.append(given[0].unflatten(2, (4, -1)).mean(-1)))
         if hasattr(module, "s6") and hasattr(module, "out_norm"):
             module.out_norm.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].flatten(1, 2)))
     with torch.no_grad(), recorded(model) as found:
