@@ -29,8 +29,7 @@ class Recorded:
     """The calls of one mixer.
 
     Attributes:
-        name: of the mixer in the model.
-        mixer: it.
+        mixer: the mixer itself.
         arguments: of its forward function.
         scan: what it gave to the scan; of Mamba-2, with a channel for each head.
         convolution: of Mamba, the input (b, k, l, d), taps (k, d, w) and bias of its causal convolution.
@@ -38,7 +37,6 @@ class Recorded:
         gated: (b, l, d), what the output projection takes.
     """
 
-    name: str
     mixer: Mixer
     arguments: tuple[Any, ...] = ()
     scan: tuple[Inputs, Options] | None = None
@@ -78,9 +76,9 @@ class _Calls(TorchFunctionMode):
                 self.current.convolution = (*args, None)[:3]  # type: ignore[assignment]
         return function(*args, **kwargs)
 
-    def hooks(self, name: str, mixer: Mixer) -> list[RemovableHandle]:
+    def hooks(self, mixer: Mixer) -> list[RemovableHandle]:
         """Have a mixer recorded from now on."""
-        one = Recorded(name, mixer)
+        one = Recorded(mixer)
 
         def start(_: nn.Module, arguments: tuple[Any, ...]) -> None:
             one.arguments, self.current = arguments, one
@@ -154,8 +152,8 @@ def recorded(model: nn.Module, layers: Sequence[int] | None = None) -> Iterator[
     Raises:
         UserError: the model has no mixer of tokens that scans, or no such layer.
     """
-    mixers = [(name, module) for name, module in model.named_modules() if isinstance(module, Mixer)]
-    if any(getattr(module, "directions", "") == "hydra" for _, module in mixers):
+    mixers = [module for module in model.modules() if isinstance(module, Mixer)]
+    if any(getattr(module, "directions", "") == "hydra" for module in mixers):
         raise UserError("hidden attention of directions='hydra' is not offered: use method 'lrp' or 'gradcam'")
     if not mixers:
         raise UserError(
@@ -169,8 +167,8 @@ def recorded(model: nn.Module, layers: Sequence[int] | None = None) -> Iterator[
     chosen = mixers if layers is None else [mixers[i] for i in sorted({layer % count for layer in layers})]
     calls = _Calls()
     with ExitStack() as stack:
-        for name, mixer in chosen:
-            for hook in calls.hooks(name, mixer):
+        for mixer in chosen:
+            for hook in calls.hooks(mixer):
                 stack.callback(hook.remove)
         with calls:
             yield calls.done

@@ -37,18 +37,14 @@ def pictures(model: TimmModel, images: Tensor) -> Tensor:
     return (images * std + mean).clamp(0, 1).expand(-1, 3, *[-1] * (images.dim() - 2)).movedim(1, -1)
 
 
-def overlay(picture: Tensor, values: Tensor, scale: float | None = None) -> Tensor:
+def overlay(picture: Tensor, values: Tensor) -> Tensor:
     """Blend a picture (..., h, w, 3) with a map (..., h, w), half and half.
 
     A map with negative values is red where it is positive and blue where it is negative.
-
-    Args:
-        scale: the value of the strongest colour; by default the map's own largest.
     """
     import matplotlib
 
-    strongest = float(values.abs().max()) if scale is None else scale
-    shares = values / max(strongest, torch.finfo(values.dtype).tiny)
+    shares = values / values.abs().max().clamp(min=torch.finfo(values.dtype).tiny)
     signed = bool((values < 0).any())
     colours = matplotlib.colormaps["RdBu_r" if signed else "viridis"]((shares + 1) / 2 if signed else shares)
     return (picture + torch.from_numpy(np.asarray(colours)[..., :3]).to(picture.dtype)) / 2
