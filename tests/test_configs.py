@@ -294,7 +294,7 @@ def test_the_learning_rate_of_each_epoch(name):
 def test_fine_tuning_starts_from_the_checkpoint_given(name, tmp_path):
     trained = write_checkpoint(tmp_path / "a.pth", img_size=224)
     model = build_model(load(name, {**SMALL, "model.pretrained_cfg_overlay.file": str(tmp_path / "a.pth")}).model)
-    assert (trained.pos_embed.shape, model.pos_embed.shape) == ((1, 197, 16), (1, 730, 16))
+    assert (trained.pos_embed.shape, model.pos_embed.shape) == ((1, 197, 32), (1, 730, 32))
     assert torch.equal(model.pos_embed[0, 364], trained.pos_embed[0, 98])  # the class token's
     for key, value in trained.state_dict().items():
         assert key == "pos_embed" or torch.equal(model.state_dict()[key], value), key
