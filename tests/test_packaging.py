@@ -15,7 +15,7 @@ from vim.data.series import read_series
 from vim.data.video import Video, Videos, motion
 from vim.errors import EXTRAS, PIP_NAMES, UserError, missing, require
 
-TOOLS_ONLY = {"pytest", "tensorboard", "build", "mypy", "ruff"}  # of the extras "test" and "dev"
+TOOLS_ONLY = {"pytest", "selenium", "tensorboard", "build", "mypy", "ruff"}  # of the extras "test" and "dev"
 
 
 def setup_cfg():

@@ -25,6 +25,9 @@ ALLOWED = {
     "vim/compat": {"errors", "kernels"},
     "vim/explain": {"errors", "kernels", "layers"},
     "vim/data": {"errors", "fields", "options"},
+    "vim/demo": {
+        *("checkpoints", "data", "engine", "errors", "explain", "layers", "measure", "models", "registry", "tasks"),
+    },
     "vim/engine": {"checkpoints", "data", "errors", "fields", "options", "registry", "typing"},
     "vim/measure": {"compat", "data", "errors", "kernels", "layers", "models", "registry", "typing"},
     "vim/tasks": {
@@ -33,7 +36,7 @@ ALLOWED = {
     },
 }
 PARTS = {
-    *("compat", "explain", "kernels", "layers", "models", "data", "engine", "measure", "tasks"),
+    *("compat", "demo", "explain", "kernels", "layers", "models", "data", "engine", "measure", "tasks"),
     *("checkpoints", "errors", "export", "fields", "options", "registry", "typing"),
 }
 

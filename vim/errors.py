@@ -21,7 +21,7 @@ EXTRAS = {
     "video": ("av", "decord"),
     "series": ("pandas", "statsmodels", "vega_datasets"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
-    "demo": ("mlxtend",),
+    "demo": ("gradio", "mlxtend"),
     "streams": ("datasets", "webdataset"),
 }
 PIP_NAMES = {"sklearn": "scikit-learn", "vega_datasets": "vega-datasets"}  # where pip has another name

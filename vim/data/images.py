@@ -46,12 +46,15 @@ UPRIGHT = {
 }
 
 
-def read_image(path: str | Path | IO[bytes], mode: str = "RGB", *, name: str | None = None) -> Image.Image:
+def read_image(
+    path: str | Path | IO[bytes], mode: str = "RGB", *, name: str | None = None, most_pixels: int | None = None
+) -> Image.Image:
     """Decode an image file to what a viewer shows: upright, and on white where it is transparent.
 
     Args:
         mode: PIL's mode for the image: "RGB", or "L" for grey.
         name: its name in messages; by default its path.
+        most_pixels: a larger image is refused before it is decoded; by default Pillow's limit of 179 million holds.
 
     Raises:
         UserError: the file does not exist, or cannot be decoded to an image of 8 bits.
@@ -61,6 +64,8 @@ def read_image(path: str | Path | IO[bytes], mode: str = "RGB", *, name: str | N
         if isinstance(path, str | Path) and not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait
             raise ValueError("it is no regular file")
         with Image.open(path, formats=FORMATS) as image:
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise ValueError(f"it has {image.width} x {image.height} pixels: at most {most_pixels} expected")
             return convert(image, mode)
     except FileNotFoundError:
         raise UserError(f"no such image: {name} (give the path of an image file)") from None

@@ -2,6 +2,6 @@
 
 from .attention import Direction, implicit_attention
 from .maps import METHODS, Method, explain, layer_maps
-from .recording import scans_tokens
+from .recording import num_scanning_layers
 
-__all__ = ["METHODS", "Direction", "Method", "explain", "implicit_attention", "layer_maps", "scans_tokens"]
+__all__ = ["METHODS", "Direction", "Method", "explain", "implicit_attention", "layer_maps", "num_scanning_layers"]

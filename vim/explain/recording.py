@@ -137,9 +137,9 @@ def _of_heads(inputs: ssd.Inputs, options: ssd.Options) -> tuple[Inputs, Options
     return Inputs(values, dt, A, B, C, D), Options(options.reverse, combine=options.combine)
 
 
-def scans_tokens(model: nn.Module) -> bool:
-    """Return whether a model has mixers whose scans go along its tokens."""
-    return any(isinstance(module, Mixer) for module in model.modules())
+def num_scanning_layers(model: nn.Module) -> int:
+    """Return how many mixers of a model have scans that go along its tokens."""
+    return sum(isinstance(module, Mixer) for module in model.modules())
 
 
 @contextmanager

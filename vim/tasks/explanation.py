@@ -15,7 +15,7 @@ from vim.data import input_options
 from vim.engine.files import written_whole
 from vim.engine.plots import label, save_figure
 from vim.errors import UserError, closest
-from vim.explain import METHODS, Method, explain, layer_maps, scans_tokens
+from vim.explain import METHODS, Method, explain, layer_maps, num_scanning_layers
 from vim.explain.curves import BASELINES, FRACTIONS, Curve, Order
 from vim.layers import TimmModel
 from vim.tasks.classification.predict import Predictor
@@ -131,7 +131,7 @@ class Picture:
 
 def methods_of(model: torch.nn.Module) -> tuple[Method, ...]:
     """Return the methods that a model has: three of them need scans of its tokens."""
-    return METHODS if scans_tokens(model) else ("gradcam", "lrp")
+    return METHODS if num_scanning_layers(model) else ("gradcam", "lrp")
 
 
 def class_of(classes: Sequence[str], name: str) -> int:

@@ -43,7 +43,7 @@ def test_processes_that_write_it_at_a_time(few, tmp_path):
 
 
 def test_nothing_is_left_of_a_failure(few, tmp_path, monkeypatch):
-    monkeypatch.setattr(motion, "_encode", lambda *_: 1 / 0)
+    monkeypatch.setattr(motion, "encode", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         motion.ensure(tmp_path / "a")
     assert not list(tmp_path.iterdir())
@@ -58,7 +58,7 @@ def test_the_parts_have_other_digits_and_other_motions(few, tmp_path, monkeypatc
     parts, draws = [], []
     monkeypatch.setattr(motion, "Digits", lambda train: parts.append(train) or Digits(train=train))
     monkeypatch.setattr(motion, "moving", lambda digit, direction, rng: draws.append(rng.random()))
-    monkeypatch.setattr(motion, "_encode", lambda path, frames: path.touch())
+    monkeypatch.setattr(motion, "encode", lambda path, frames: path.touch())
     motion.ensure(tmp_path / "a")
     assert parts == [True, False]
     assert len(set(draws)) == 12

@@ -61,7 +61,7 @@ def _write_part(root: Path, part: str, count: int) -> None:
         label = number % len(CLASSES)
         path = f"{part}/{number:04}.mp4"
         digit = np.asarray(digits[rng.integers(len(digits))].resize((DIGIT, DIGIT), Image.Resampling.BICUBIC))
-        _encode(root / path, moving(digit, list(CLASSES.values())[label], rng))
+        encode(root / path, moving(digit, list(CLASSES.values())[label], rng))
         lines.append(f"{path},{label}\n")
     (root / f"{part}.csv").write_text("".join(lines))
 
@@ -75,7 +75,8 @@ def moving(digit: np.ndarray, direction: tuple[int, int], rng: np.random.Generat
     return np.stack([np.roll(canvas, (y, x), axis=(0, 1)) for x, y in places])
 
 
-def _encode(path: Path, frames: np.ndarray) -> None:
+def encode(path: Path, frames: np.ndarray) -> None:
+    """Write grey frames (t, h, w) as an H.264 video of 8 frames a second."""
     av = require("av", "writing videos")
     # x264's assembly code does not always write the same bytes
     options = {"crf": "20", "preset": "veryfast", "threads": "1", "x264-params": "asm=0"}
