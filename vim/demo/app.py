@@ -15,7 +15,7 @@ from vim.demo.models import Models
 from vim.errors import UserError
 
 HOST = "127.0.0.1"
-FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no font is fetched
+FONT, MONOSPACE = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # the system's: none is fetched
 
 
 def build(models: Models, folder: Path) -> gr.Blocks:
@@ -59,7 +59,7 @@ def serving(models: Models, port: int) -> Iterator[str]:
             quiet=True,
             inline=False,
             max_file_size=MOST_BYTES,
-            theme=gr.themes.Default(**FONTS),
+            theme=gr.themes.Default(font=FONT, font_mono=MONOSPACE),
             footer_links=[],
             run_history=False,
             enable_monitoring=False,

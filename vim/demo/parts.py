@@ -26,6 +26,6 @@ def upload(label: str, paths: Sequence[Path]) -> gr.File:
     return file
 
 
-def picture(label: str, height: int = 340) -> gr.Image:
+def picture(label: str, height: int = 360) -> gr.Image:
     """Add a place for a picture. Gradio's button that would publish it is left out."""
     return gr.Image(label=label, height=height, interactive=False, buttons=["download", "fullscreen"])

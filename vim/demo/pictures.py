@@ -10,7 +10,7 @@ from torch import Tensor
 from vim.data import read_image
 from vim.tasks.explanation import sheet
 
-LEAST_SIDE = 320  # pixels: browsers enlarge no picture
+LEAST_SIDE = 280  # pixels: browsers enlarge no picture
 
 
 def shown(picture: Tensor) -> Image.Image:

@@ -7,7 +7,7 @@ from typing import cast
 import gradio as gr
 import timm
 from huggingface_hub import hf_hub_download
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from vim.checkpoints import TagFacts, cannot_download
 from vim.demo.files import sentences
@@ -62,4 +62,4 @@ def fetch(tag: str | None) -> Predictor:
 
 
 def _facts(tag: str) -> TagFacts:
-    return cast(TagFacts, get_pretrained_cfg(tag).to_dict())
+    return cast(TagFacts, cast(PretrainedCfg, get_pretrained_cfg(tag)).to_dict())

@@ -84,7 +84,7 @@ def tab(models: Models, folder: Path) -> None:
             seen = picture("Frames")
             likeliest = gr.Label(label="Likeliest classes", num_top_classes=5)
         with gr.Column():
-            mapped = picture("What the prediction rests on; of a stream, the prediction over time")
+            mapped = picture("Map, or prediction over time")
 
     def predict(name: str | None, path: str | None, method: Method) -> Answer:
         with sentences(path):
