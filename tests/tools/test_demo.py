@@ -278,13 +278,12 @@ class Page:
         self.find(path)[0].click()
 
     def upload(self, path):
-        """Put a file in the tab that is open; a tab that has just been opened may miss it."""
-        while not self.shown("//*[@role='tabpanel']//a[contains(@href, 'file=')]"):
-            inputs = self.driver.find_elements("xpath", "//*[@role='tabpanel']//input[@type='file']")
-            for one in inputs:
-                if one.find_element("xpath", "./ancestor::*[@role='tabpanel']").is_displayed():
-                    one.send_keys(str(path))
-            time.sleep(1)
+        """Put a file in the tab that is open."""
+        self.find("//*[@role='tabpanel']//button[contains(., 'Drop File Here')]")
+        inputs = self.driver.find_elements("xpath", "//*[@role='tabpanel']//input[@type='file']")
+        panels = [one.find_element("xpath", "./ancestor::*[@role='tabpanel']").is_displayed() for one in inputs]
+        inputs[panels.index(True)].send_keys(str(path))
+        self.find("//*[@role='tabpanel']//a[contains(@href, 'file=')]")
 
     def picture(self, label, other_than=None):
         """The address of the picture under a label, once it is another."""
