@@ -14,11 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
 from PIL import Image
-from selenium import webdriver
-from selenium.common.exceptions import WebDriverException
 
 import vim  # noqa: F401  registers the models
 from tests.tiny import (
@@ -34,16 +30,24 @@ from vim.data import Digits, read_image
 from vim.data.digits import CLASSES
 from vim.data.series import Scaler
 from vim.data.video import motion
-from vim.demo import app, files
-from vim.demo.image import answer
-from vim.demo.models import Models, find, load
-from vim.demo.published import tags
 from vim.engine.files import write_csv
 from vim.errors import UserError
 from vim.models import TSM2
 from vim.options import SeriesData
 from vim.tasks.classification.predict import Predictor
 from vim.tasks.forecasting.build import Forecaster
+
+pytest.importorskip("gradio", reason="Gradio is not installed")
+pytest.importorskip("selenium", reason="Selenium is not installed")
+from gradio_client import Client, handle_file  # noqa: E402
+from gradio_client.exceptions import AppError  # noqa: E402
+from selenium import webdriver  # noqa: E402
+from selenium.common.exceptions import WebDriverException  # noqa: E402
+
+from vim.demo import app, files  # noqa: E402
+from vim.demo.image import answer  # noqa: E402
+from vim.demo.models import Models, find, load  # noqa: E402
+from vim.demo.published import tags  # noqa: E402
 
 GREY = {"in_chans": 1, "img_size": 32, "patch_size": 8}
 
