@@ -241,6 +241,7 @@ static inline void scan_steps_backward(const Scan& s, const ScanGrads& grads, co
   const Mask mask = p.mask(block);
   Vec u[kSaved], dt[kSaved], x[kSaved], dy[kSaved], dx[kSaved], ddt[kSaved];
   const Vec D = s.D != nullptr ? load(s.D + p.k * s.channels + c, mask) : Vec{};
+  const Vec bias = s.delta_bias != nullptr ? load(s.delta_bias + p.k * s.channels + c, mask) : Vec{};
   for (int64_t t = 0; t < kSaved; ++t) {
     const float* delta = s.delta.at(p.b, p.k, p.token(t0 + t)) + c;
     dt[t] = t < steps ? load_ahead(delta, p.ahead(s.delta, -kSaved), mask) : Vec{};
@@ -289,7 +290,7 @@ static inline void scan_steps_backward(const Scan& s, const ScanGrads& grads, co
     const int64_t token = p.token(t0 + t);
     store(grads.u.at(p.b, p.k, token) + c, dx[t] * dt[t] + D * dy[t], mask);
     Vec ddelta = ddt[t] * kLn2 + dx[t] * u[t];  // A2 = A log2(e)
-    if (s.softplus) ddelta *= 1.0f - exp2(dt[t] * -kLog2E);  // sigmoid(x) = 1 - exp(-softplus(x))
+    if (s.softplus) ddelta *= sigmoid(load(s.delta.at(p.b, p.k, token) + c, mask) + bias);
     *dbias += ddelta;
     store(grads.delta.at(p.b, p.k, token) + c, ddelta, mask);
   }

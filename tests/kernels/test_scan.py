@@ -211,6 +211,17 @@ def test_native_results_do_not_depend_on_threads():
         assert all(torch.equal(value, other[name]) for other in results[1:]), name
 
 
+@pytest.mark.parametrize("states", [1, 4])
+def test_gradients_of_tiny_steps_keep_their_digits(states, backend):
+    """The slope of softplus is no difference of two numbers near one."""
+    inputs = make_inputs(1, 2, 20, 16, 1, states, dtype=torch.float32, options=("delta_bias",))
+    inputs["delta_bias"] -= 12
+    options = {"delta_softplus": True, "reverse": alternating(2)}
+    want = run_with_gradients(in_float64(inputs), **options, backend="reference")["grad_delta"]
+    got = run_with_gradients(inputs, **options, backend=backend)["grad_delta"].double()
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
+
+
 def test_large_steps_neither_overflow_nor_hide_nan(backend):
     inputs = make_inputs(1, 1, 20, 16, 1, 4, dtype=torch.float32, options=("z",))
     inputs["delta"] = inputs["delta"] * 100
