@@ -20,6 +20,7 @@ ALLOWED = {
     "vim/registry.py": {"errors", "layers"},
     "vim/typing.py": {"checkpoints"},
     "vim/export.py": {"data", "engine", "errors"},
+    "vim/forecasting.py": {"data", "engine", "errors", "options", "tasks"},
     "vim/layers": {"kernels", "checkpoints"},
     "models": {"layers", "checkpoints"},
     "vim/compat": {"errors", "kernels"},
@@ -37,7 +38,7 @@ ALLOWED = {
 }
 PARTS = {
     *("compat", "demo", "explain", "kernels", "layers", "models", "data", "engine", "measure", "tasks"),
-    *("checkpoints", "errors", "export", "fields", "options", "registry", "typing"),
+    *("checkpoints", "errors", "export", "fields", "forecasting", "options", "registry", "typing"),
 }
 
 

@@ -65,7 +65,8 @@ class Series:
             if name is None:
                 return None
             # pandas takes any eight hours a day for business hours, so check that its name gives back the dates
-            again = pandas.date_range(self.dates[0], periods=len(self.dates), freq=name)
+            unit = np.datetime_data(self.dates.dtype)[0]  # pandas 2 takes nanoseconds, which end in 2262
+            again = pandas.date_range(self.dates[0], periods=len(self.dates), freq=name, unit=unit)
             return name if (again == self.dates).all() else None
 
 
@@ -109,4 +110,5 @@ def dates_after(series: Series, count: int) -> np.ndarray:
             frequency = "B"
         elif series.step >= 28 * DAY:
             frequency = pandas.DateOffset(months=round(series.step / DAY / 30.44))  # the mean length of a month in days
-    return pandas.date_range(series.dates[-1], periods=count + 1, freq=frequency)[1:].to_numpy()
+    unit = np.datetime_data(series.dates.dtype)[0]
+    return pandas.date_range(series.dates[-1], periods=count + 1, freq=frequency, unit=unit)[1:].to_numpy()

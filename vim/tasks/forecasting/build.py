@@ -56,13 +56,13 @@ def build_model(options: Mapping[str, object], data: SeriesData, num_variates: i
         return MODELS[name](**sizes, **rest)  # type: ignore[arg-type]
 
 
-def series_of(data: SeriesData) -> Series:
-    """Return the table of a recipe's `data` section, with its covariates.
+def series_of(data: SeriesData, table: Series | None = None) -> Series:
+    """Return the table of a recipe's `data` section, or another table, with the section's covariates.
 
     Raises:
         UserError: the table cannot be read, lacks a covariate, or has nothing but covariates.
     """
-    series, known = load_series(data.dataset, data.file), list(data.known)
+    series, known = table or load_series(data.dataset, data.file), list(data.known)
     variates = [name for name in series.columns if name not in known]
     for name in known:
         if name not in series.columns or known.count(name) > 1:

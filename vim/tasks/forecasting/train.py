@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from vim.data.loading import EpochBatches
-from vim.data.series import Batch
+from vim.data.series import Batch, Series
 from vim.engine.files import make_folder
 from vim.engine.launch import share_of
 from vim.engine.log import logging_to
@@ -28,13 +28,18 @@ class Forecasting:
 
     Its batches are the same for any number of processes, together. The last, shorter one of an epoch is left out.
 
+    Args:
+        table: the series, if it is none that the recipe's `data` section can name.
+
     Raises:
         UserError: the series cannot be read, or does not fit the model.
     """
 
-    def __init__(self, recipe: SeriesRecipe, work_dir: Path, accelerator: Accelerator) -> None:
+    def __init__(
+        self, recipe: SeriesRecipe, work_dir: Path, accelerator: Accelerator, table: Series | None = None
+    ) -> None:
         self.recipe, self.data, self.accelerator = recipe, recipe.data, accelerator
-        self.series = series_of(self.data)
+        self.series = series_of(self.data, table)
         make_folder(work_dir)
         with logging_to(work_dir / "train.log"):
             self.windows, self.scaler = windows_of(self.data, self.series)
