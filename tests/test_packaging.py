@@ -15,7 +15,8 @@ from vim.data.series import read_series
 from vim.data.video import Video, Videos, motion
 from vim.errors import EXTRAS, PIP_NAMES, UserError, missing, require
 
-TOOLS_ONLY = {"pytest", "selenium", "tensorboard", "build", "mypy", "ruff"}  # of the extras "test" and "dev"
+# of the extras "test", "dev" and "docs"
+TOOLS_ONLY = {"pytest", "selenium", "tensorboard", "build", "mypy", "ruff", "mkdocs-material", "mkdocstrings"}
 
 
 def setup_cfg():
@@ -38,7 +39,7 @@ def extras():
 
 
 def test_every_optional_package_is_in_its_extra():
-    installed = {name: packages for name, packages in extras().items() if name not in ("test", "dev")}
+    installed = {name: packages for name, packages in extras().items() if name not in ("test", "dev", "docs")}
     assert installed == {extra: {PIP_NAMES.get(name, name) for name in names} for extra, names in EXTRAS.items()}
 
 
