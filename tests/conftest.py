@@ -40,7 +40,7 @@ def call(monkeypatch, capsys):
     from vim.errors import run
 
     def call(name, *words):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, words)])
         try:
             run(load_tool(name).main)
         except SystemExit as stop:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vim.errors import Parser, UserError, closest, describe, one_line, printable, run
+from vim.command_line import Parser
+from vim.errors import UserError, closest, describe, one_line, printable, run
 
 
 def test_a_message_is_one_line_of_bounded_length():

@@ -28,7 +28,7 @@ def setup_cfg():
 def test_every_package_is_in_the_wheel():
     folders = [path.parent for room in ("vim", "models", "kernels") for path in (ROOT / room).rglob("__init__.py")]
     names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    expected = {name if name.split(".")[0] == "vim" else f"vim.{name}" for name in names}
+    expected = {name if name.split(".")[0] == "vim" else f"vim.{name}" for name in names} | {"vim.configs", "vim_zoo"}
     assert set(setup_cfg()["options"]["packages"].split()) == expected
 
 
@@ -98,6 +98,12 @@ def test_the_folder_of_the_kernels_is_not_the_package_of_their_name():
     """In a clone, transformers finds the folder by the name of another project; without a file it is none to it."""
     assert getattr(importlib.import_module("kernels"), "__file__", None) is None
     assert importlib.import_module("vim.kernels").__file__
+
+
+def test_without_a_clone_the_packages_of_an_extra_are_named(monkeypatch):
+    monkeypatch.setattr("vim.errors.IN_A_CLONE", False)
+    told = str(missing("decord", "reading a video"))
+    assert told.endswith("needs decord, which is not installed: pip install av decord, which is the extra [video]")
 
 
 def test_a_package_of_no_extra():

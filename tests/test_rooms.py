@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "kernels": set(),
     "vim/errors.py": set(),
+    "vim/command_line.py": {"errors", "kernels"},
+    "vim/runner.py": {"command_line", "errors"},
     "vim/checkpoints.py": {"errors"},
     "vim/fields.py": {"errors"},
     "vim/options.py": {"errors", "fields"},
@@ -23,13 +25,14 @@ ALLOWED = {
     "vim/forecasting.py": {"data", "engine", "errors", "options", "tasks"},
     "vim/layers": {"kernels", "checkpoints"},
     "models": {"layers", "checkpoints"},
-    "vim/compat": {"errors", "kernels"},
+    "vim/compat": {"command_line", "errors", "kernels", "runner"},
     "vim/explain": {"errors", "kernels", "layers"},
     "vim/data": {"errors", "fields", "options"},
     "vim/demo": {
-        *("checkpoints", "data", "engine", "errors", "explain", "layers", "measure", "models", "registry", "tasks"),
+        *("checkpoints", "command_line", "data", "engine", "errors", "explain", "layers", "measure", "models"),
+        *("registry", "tasks"),
     },
-    "vim/engine": {"checkpoints", "data", "errors", "fields", "options", "registry", "typing"},
+    "vim/engine": {"checkpoints", "command_line", "data", "errors", "fields", "options", "registry", "typing"},
     "vim/measure": {"compat", "data", "errors", "kernels", "layers", "models", "registry", "typing"},
     "vim/tasks": {
         *("checkpoints", "data", "engine", "errors", "explain", "fields", "layers", "models", "options", "registry"),
@@ -38,7 +41,8 @@ ALLOWED = {
 }
 PARTS = {
     *("compat", "demo", "explain", "kernels", "layers", "models", "data", "engine", "measure", "tasks"),
-    *("checkpoints", "errors", "export", "fields", "forecasting", "options", "registry", "typing"),
+    *("checkpoints", "command_line", "errors", "export", "fields", "forecasting", "options", "registry", "runner"),
+    "typing",
 }
 
 
@@ -117,7 +121,9 @@ def test_a_tool_without_its_packages_ends_with_a_line():
 
 def test_tools_are_short():
     for path in sorted((ROOT / "tools").glob("*.py")):
-        assert len(path.read_text().splitlines()) < 100, path
+        text = path.read_text()
+        docstring = ast.get_docstring(ast.parse(text), clean=False)
+        assert len(text.replace(docstring, "").splitlines()) < 100, path
 
 
 def modules():

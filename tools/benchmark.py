@@ -3,6 +3,10 @@
 Without --models: the scan's backends, Vim against DeiT at several sizes, VideoMamba against a transformer, and the time
 that `import vim` adds to `import timm`. Transformers have PyTorch's fused attention, or with TIMM_FUSED_ATTN=0 before
 the command the plain one. `benchmark.py gpu` checks, times, tunes and profiles the Triton backend.
+
+Examples:
+    vim-zoo benchmark
+    vim-zoo benchmark --models vim_tiny deit_tiny_patch16_224 --img-size 224 448 --forward-only
 """
 
 import argparse
@@ -17,13 +21,14 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that measures me
 
 import torch
 
+from vim.command_line import Parser
 from vim.engine.files import write_csv
-from vim.errors import Parser, UserError, require, run
+from vim.errors import UserError, require, run
 from vim.measure import PASSES, Row, compare_everything, compare_imports, compare_models, gpu, plot
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="timm names; speeds are relative to the last")
     parser.add_argument("--img-size", type=int, nargs="+", default=[224], metavar="N", help="with --models, pixels")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1], metavar="N", help="with --models, images")

@@ -1,10 +1,16 @@
-"""Convert a checkpoint to safetensors and a config.json, a folder that timm and transformers load."""
+"""Convert a checkpoint to safetensors and a config.json, a folder that timm and transformers load.
+
+Examples:
+    vim-zoo convert work_dirs/vim-nano_1xb64_digits/best.pth FOLDER
+    vim-zoo convert vim_t_midclstok_76p1acc.pth FOLDER --model vim_tiny
+"""
 
 import argparse
 from pathlib import Path
 
+from vim.command_line import Parser
 from vim.engine.weights import load_published, load_trained, save_for_timm
-from vim.errors import Parser, UserError, run
+from vim.errors import UserError, run
 
 
 def parse() -> argparse.Namespace:
@@ -22,7 +28,7 @@ def main() -> None:
     if arguments.model:
         model = load_published(arguments.model, arguments.checkpoint, use_ema=arguments.ema)
     elif arguments.ema:
-        raise UserError("--ema goes with --model: a checkpoint of tools/train.py holds the weights to use as they are")
+        raise UserError("--ema goes with --model: a checkpoint of a run holds the weights to use as they are")
     else:
         model, state = load_trained(arguments.checkpoint)
         meta = state["meta"]

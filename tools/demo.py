@@ -1,4 +1,9 @@
-"""Show models in the browser: images, videos, time series and speed. Only this computer can reach the page."""
+"""Show models in the browser: images, videos, time series and speed. Only this computer can reach the page.
+
+Examples:
+    vim-zoo demo
+    vim-zoo demo vim_t_midclstok_76p1acc.pth --model vim_tiny
+"""
 
 import argparse
 import os
@@ -9,7 +14,8 @@ from pathlib import Path
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that measures memory is talkative
 
-from vim.errors import Parser, UserError, require, run
+from vim.command_line import Parser
+from vim.errors import UserError, require, run
 
 
 def parse() -> argparse.Namespace:

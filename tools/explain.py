@@ -1,4 +1,9 @@
-"""Draw what a model sees in images or videos, or check whether its maps can be trusted."""
+"""Draw what a model sees in images or videos, or check whether its maps can be trusted.
+
+Examples:
+    vim-zoo explain work_dirs/vim-nano_1xb64_digits/best.pth IMAGES --out MAPS
+    vim-zoo explain work_dirs/vim-nano_1xb64_digits/best.pth --check vim/vim-nano_1xb64_digits.py --out CHECK
+"""
 
 import argparse
 import sys
@@ -8,12 +13,13 @@ from typing import cast
 
 import torch
 
+from vim.command_line import Parser
 from vim.data import Share, find_images, find_videos, image_mode
 from vim.engine.build import build_loader
 from vim.engine.config import load_recipe
 from vim.engine.files import make_folder
 from vim.engine.log import reporting
-from vim.errors import Parser, UserError, printable, run
+from vim.errors import UserError, printable, run
 from vim.explain import METHODS
 from vim.layers import TimmModel
 from vim.options import ImageRecipe

@@ -1,10 +1,16 @@
-"""Export a model to torch.export's .pt2 or to ONNX, for any batch size, and compare the file with the model."""
+"""Export a model to torch.export's .pt2 or to ONNX, for any batch size, and compare the file with the model.
+
+Examples:
+    vim-zoo export local-dir:FOLDER model.onnx
+    vim-zoo export vim_tiny vim_tiny.pt2 --checkpoint vim_t_midclstok_76p1acc.pth
+"""
 
 import argparse
 from pathlib import Path
 
+from vim.command_line import Parser
 from vim.engine.files import make_folder
-from vim.errors import EXTRAS, Parser, check_installed, run
+from vim.errors import EXTRAS, check_installed, run
 from vim.export import SUFFIXES, build, choose_format, export
 from vim.kernels.traceable import DECOMPOSITIONS
 

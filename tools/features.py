@@ -1,11 +1,17 @@
-"""Write the features of images or videos to safetensors files, with an index that says which file is which row."""
+"""Write the features of images or videos to safetensors files, with an index that says which file is which row.
+
+Examples:
+    vim-zoo features work_dirs/vim-nano_1xb64_digits/best.pth IMAGES --out FEATURES
+    vim-zoo features vim_t_midclstok_76p1acc.pth IMAGES --model vim_tiny --map -1 --out MAPS
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
+from vim.command_line import Parser
 from vim.data import find_images, find_videos
-from vim.errors import Parser, UserError, printable, run
+from vim.errors import UserError, printable, run
 from vim.tasks.features import Extractor, Writer, load_backbone
 
 

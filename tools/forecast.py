@@ -1,15 +1,20 @@
-"""Forecast time series: train a model, evaluate it on the held-out end, forecast what comes after a table."""
+"""Forecast time series: train a model, evaluate it on the held-out end, forecast what comes after a table.
+
+Examples:
+    vim-zoo forecast train tsm2/tsm2_vic-elec_24.py
+    vim-zoo forecast predict work_dirs/tsm2_vic-elec_24/best.pth next.csv
+"""
 
 import argparse
-import shlex
 from pathlib import Path
 
+from vim.command_line import Parser, sibling
 from vim.engine.config import add_run_arguments, recipe_of, work_dir_of
 from vim.engine.files import results_in
 from vim.engine.launch import holding
 from vim.engine.plots import plot_curves
 from vim.engine.weights import choose_save, load_weights, read_run
-from vim.errors import Parser, UserError, run
+from vim.errors import UserError, run
 from vim.options import SeriesRecipe
 from vim.tasks.build import build_run
 from vim.tasks.forecasting.baselines import Comparison, compare
@@ -57,7 +62,7 @@ def train_in(work_dir: Path, arguments: argparse.Namespace, recipe: SeriesRecipe
     print("next:")
     table = ["--file", "TABLE"] if recipe.data.known else []  # one that ends with the rows known beforehand
     for words in (["evaluate", str(best)], ["predict", str(best), str(work_dir / "next.csv"), *table]):
-        print(f"  {shlex.join(['python', 'tools/forecast.py', *words])}")
+        print(f"  {sibling('forecast', *words)}")
     print_scores(comparison)
 
 

@@ -1,11 +1,17 @@
-"""Print what models cost: parameters, tokens, and the compute of a forward pass, with the convention of each column."""
+"""Print what models cost: parameters, tokens, and the compute of a forward pass, with the convention of each column.
+
+Examples:
+    vim-zoo info
+    vim-zoo info vim_tiny deit_tiny_patch16_224 --img-size 448
+"""
 
 import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from vim.command_line import Parser
 from vim.engine.files import write_csv
-from vim.errors import Parser, UserError, require, run
+from vim.errors import UserError, require, run
 from vim.measure import Cost, cost_of
 from vim.registry import own_models
 

@@ -1,12 +1,18 @@
-"""Print the likeliest classes of images, or of videos."""
+"""Print the likeliest classes of images, or of videos.
+
+Examples:
+    vim-zoo predict work_dirs/vim-nano_1xb64_digits/best.pth work_dirs/vim-nano_1xb64_digits/samples
+    vim-zoo predict vim_t_midclstok_76p1acc.pth IMAGES --model vim_tiny --draw PICTURES
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
+from vim.command_line import Parser
 from vim.data import find_images, find_videos
 from vim.engine.files import make_folder
-from vim.errors import Parser, UserError, printable, run
+from vim.errors import UserError, printable, run
 from vim.tasks.classification.predict import Predictor, draw
 
 

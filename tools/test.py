@@ -1,13 +1,19 @@
-"""Evaluate a model on the held-out part of a config's data, or on a variant of ImageNet, at one or several sizes."""
+"""Evaluate a model on the held-out part of a config's data, or on a variant of ImageNet, at one or several sizes.
+
+Examples:
+    vim-zoo test vim/vim-nano_1xb64_digits.py work_dirs/vim-nano_1xb64_digits/best.pth
+    vim-zoo test vim/in1k.py:vim-tiny_in1k vim_t_midclstok_76p1acc.pth --model vim_tiny --cfg-options data.root=PATH
+"""
 
 import argparse
 
+from vim.command_line import Parser
 from vim.data import image_mode, several_labels
 from vim.engine.build import build_loader
 from vim.engine.config import recipe_of
 from vim.engine.launch import launch, share_of
 from vim.engine.log import logging_to
-from vim.errors import Parser, run
+from vim.errors import run
 from vim.options import ImageRecipe
 from vim.tasks.classification.candidates import for_size, resized
 from vim.tasks.classification.evaluate import evaluate_timed

@@ -1,16 +1,21 @@
-"""Train what a config describes."""
+"""Train what a config describes.
+
+Examples:
+    vim-zoo train vim/vim-nano_1xb64_digits.py
+    vim-zoo train vim/vim-nano_1xb64_folder.py --cfg-options data.root=PATH model.num_classes=2
+"""
 
 import argparse
-import shlex
 from pathlib import Path
 
+from vim.command_line import Parser, sibling
 from vim.data import Digits, num_frames
 from vim.engine.config import add_run_arguments, recipe_of, work_dir_of
 from vim.engine.files import results_in
 from vim.engine.launch import holding
 from vim.engine.loop import Loop
 from vim.engine.weights import choose_save
-from vim.errors import Parser, run
+from vim.errors import run
 from vim.options import ImageRecipe
 from vim.tasks.build import build_run
 from vim.tasks.classification.train import Classification, plot_run
@@ -39,11 +44,11 @@ def next_commands(arguments: argparse.Namespace, work_dir: Path, num_epochs: int
     best = str(work_dir / "best.pth")
     longer = ["--resume", "--cfg-options", f"schedule.num_epochs={2 * num_epochs}"]
     return [
-        shlex.join(["python", *words])
+        sibling(*words)
         for words in (
-            ["tools/predict.py", best, inputs],
-            ["tools/test_video.py" if inputs == "VIDEOS" else "tools/test.py", config[0], best, *config[1:]],
-            ["tools/train.py", *config, *longer],
+            ["predict", best, inputs],
+            ["test-video" if inputs == "VIDEOS" else "test", config[0], best, *config[1:]],
+            ["train", *config, *longer],
         )
     ]
 

@@ -1,6 +1,5 @@
 """Errors that a user sees as one line instead of a traceback."""
 
-import argparse
 import io
 import os
 import signal
@@ -13,7 +12,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
-from typing import Any, NoReturn
 
 # the packages that each extra of setup.cfg brings, by the names that Python imports
 EXTRAS = {
@@ -24,6 +22,7 @@ EXTRAS = {
     "demo": ("gradio", "mlxtend"),
     "streams": ("datasets", "webdataset"),
 }
+IN_A_CLONE = (Path(__file__).parents[1] / "setup.cfg").is_file()
 PIP_NAMES = {"sklearn": "scikit-learn", "vega_datasets": "vega-datasets"}  # where pip has another name
 
 
@@ -51,10 +50,11 @@ def closest(name: str, names: Iterable[str]) -> str:
     return f"(the closest: {', '.join(get_close_matches(name, list(names))) or 'none'})"
 
 
-def no_such(what: str, path: Path) -> UserError:
-    """The error for a file that does not exist; it has the closest names in the folder."""
+def no_such(what: str, path: Path, others: Iterable[str] = ()) -> UserError:
+    """The error for a file that does not exist; it has the closest names in the folder, and those among others."""
     names = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() and not path.exists() else []
-    hint = f" {closest(path.name, names)}" if get_close_matches(path.name, names) else ""
+    near = get_close_matches(path.name, names) + get_close_matches(str(path), list(others))
+    hint = f" (the closest: {', '.join(near)})" if near else ""
     return UserError(f"no such {what}: {path}{hint}")
 
 
@@ -67,8 +67,13 @@ def missing(package: str, purpose: str) -> UserError:
     """The error for an optional package that is not installed; see :func:`require`."""
     name = PIP_NAMES.get(package, package)
     extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
-    command = f"pip install -e '.[{extra}]'" if extra else f"pip install {name}"
-    return UserError(f"{purpose} needs {name}, which is not installed: {command}")
+    if extra and IN_A_CLONE:
+        how = f"pip install -e '.[{extra}]'"
+    elif extra:
+        how = f"pip install {' '.join(PIP_NAMES.get(one, one) for one in EXTRAS[extra])}, which is the extra [{extra}]"
+    else:
+        how = f"pip install {name}"
+    return UserError(f"{purpose} needs {name}, which is not installed: {how}")
 
 
 def require(module: str, purpose: str) -> ModuleType:
@@ -111,35 +116,6 @@ def _print_error(
         sys.stderr.write(f"error: {error}\n")
     else:
         otherwise(kind, error, traceback)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser of a tool's command line, whose mistakes are UserErrors."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.register("type", Path, _path)
-        self.register("type", int, _whole_number)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a UserError in place of writing the usage; for an unknown option it names the closest."""
-        unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
-        if unknown.startswith("-"):
-            message += f" {closest(unknown, [name for action in self._actions for name in action.option_strings])}"
-        raise UserError(f"{message}; see {self.prog} --help")
-
-
-def _path(word: str) -> Path:
-    if not word or "\0" in word:
-        raise argparse.ArgumentTypeError(f"expected a path, got {word!r}")
-    return Path(word)
-
-
-def _whole_number(word: str) -> int:
-    try:
-        return int(word)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {word!r}") from None
 
 
 class Stopped(BaseException):

@@ -456,7 +456,7 @@ def test_dates_are_written_whole_and_read_again(dates, first, tmp_path):
 
 def test_a_checkpoint_of_something_else(tmp_path):
     torch.save({"model": {}, "meta": {"model": {}, "classes": []}}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="is not a checkpoint of tools/forecast.py"):
+    with pytest.raises(UserError, match="is not a checkpoint of a forecasting run"):
         read_forecaster(tmp_path / "a.pth")
     with pytest.raises(UserError, match="no such checkpoint"):
         read_forecaster(tmp_path / "b.pth")

@@ -67,7 +67,7 @@ def test_convert_refuses(convert, folder):
         "a.pth out --model resnet18": "resnet18 is timm's",
         "a.pth out --model vim_large": "no such model: vim_large \\(the closest: vim_base, vim2_base",
         "a.pth out --ema": "--ema goes with --model",
-        "a.pth out": "a.pth is not a checkpoint of tools/train.py",
+        "a.pth out": "a.pth is not a checkpoint of a run",
         "b.pth out --model test_vim": "b.pth as a checkpoint: it calls '__builtin__.eval'",
         "b.pth out": "b.pth as a checkpoint: it calls '__builtin__.eval'",
     }.items():

@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from vim.command_line import sibling
 from vim.engine.weights import read_run
 from vim.errors import UserError
 from vim.tasks.classification.predict import Predictor
 from vim.tasks.forecasting.build import Forecaster, load_forecaster
 
-RUNS = Path("work_dirs")  # where tools/train.py and tools/forecast.py put their runs
+RUNS = Path("work_dirs")  # where `train` and `forecast train` put their runs
 # what trains a model of each kind, without a download
 COMMANDS = {
-    "images": "python tools/train.py configs/vim/vim-nano_1xb64_digits.py",
-    "videos": "python tools/train.py configs/videomamba/videomamba-test_digit-motion.py",
-    "series": "python tools/forecast.py train configs/tsm2/tsm2_vic-elec_24.py",
+    "images": sibling("train", "vim/vim-nano_1xb64_digits.py"),
+    "videos": sibling("train", "videomamba/videomamba-test_digit-motion.py"),
+    "series": sibling("forecast", "train", "tsm2/tsm2_vic-elec_24.py"),
 }
 
 M = TypeVar("M")

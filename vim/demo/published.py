@@ -10,6 +10,7 @@ from huggingface_hub import hf_hub_download
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from vim.checkpoints import TagFacts, cannot_download
+from vim.command_line import sibling
 from vim.demo.files import sentences
 from vim.demo.models import Models
 from vim.errors import UserError
@@ -17,7 +18,7 @@ from vim.registry import is_own
 from vim.tasks.classification.predict import Predictor
 
 OF_VIDEOS = re.compile(r"videomamba_\w+_f\d+\.")
-OFFLINE = "python tools/demo.py FILE --model NAME"
+OFFLINE = sibling("demo", "FILE", "--model", "NAME")
 
 
 def tags(*, videos: bool) -> list[str]:

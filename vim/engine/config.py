@@ -10,8 +10,10 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vim.command_line import sibling
+from vim.engine.config_files import find_config
 from vim.engine.files import write_text
-from vim.errors import UserError, check_installed, closest, describe, no_such
+from vim.errors import UserError, check_installed, closest, describe
 from vim.fields import Section, check, read
 from vim.options import CHECKED, ImageRecipe, Recipe, SeriesRecipe, help_text
 
@@ -42,7 +44,7 @@ class OptionsAction(DictAction):
 
 def add_config_arguments(parser: argparse.ArgumentParser, kind: type[Recipe] = ImageRecipe) -> None:
     """Add the arguments that every tool with a config shares; `--help-options` lists the options of `kind`."""
-    parser.add_argument("config", type=Path, help="a file below configs/, or FILE.py:ROW for a row of a table")
+    parser.add_argument("config", type=Path, help="a config's file, or FILE.py:ROW for a row of a table")
     parser.add_argument("--work-dir", type=Path, help="where results go (default: work_dirs/ and the config's name)")
     parser.add_argument("--amp", choices=("no", "bf16", "fp16"), help="precision of the matrix products")
     parser.add_argument(
@@ -111,6 +113,15 @@ def load_recipe(path: Path, kind: type[R], options: Mapping[str, object] | None 
     return _recipe(_sections(path, options).to_dict(), kind, f"the config {path}")
 
 
+def row_names(file: Path) -> list[str]:
+    """The rows of a table of configs; none of a file that is one config.
+
+    Raises:
+        UserError: as :func:`load_recipe`.
+    """
+    return list(_read(file).get("rows", {}))
+
+
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write a config from which :func:`load_recipe` reads the same recipe, with every default written out."""
     sections = asdict(recipe).items()
@@ -149,17 +160,22 @@ def _split(path: Path) -> tuple[Path, str]:
 def _sections(path: Path, options: Mapping[str, object] | None) -> Config:
     """Read the file and merge the row and the options into it, without checking any option."""
     file, row = _split(path)
-    if not file.is_file():
-        raise no_such("config", file)
-    try:
-        config = Config.fromfile(str(file), use_environment_variables=False)
-    except Exception as error:  # mmengine raises what the file raises
-        raise UserError(f"cannot read the config {file}: {type(error).__name__}: {error}") from error
-    _check_names([name for name in config if not name.startswith("_")], [*SECTIONS, "rows"], str(file), OWN)
+    config = _read(file)
     _merge_row(config, file, row)
     _check_names([name.split(".")[0] for name in options or {}], SECTIONS, "--cfg-options")
     _merge(config, options or {}, f"--cfg-options does not fit the config {path}")
     return Config({name: config[name] for name in SECTIONS if name in config})
+
+
+def _read(file: Path) -> Config:
+    """Read a file with all its rows."""
+    found = find_config(file)
+    try:
+        config = Config.fromfile(str(found), use_environment_variables=False)
+    except Exception as error:  # mmengine raises what the file raises
+        raise UserError(f"cannot read the config {file}: {type(error).__name__}: {error}") from error
+    _check_names([name for name in config if not name.startswith("_")], [*SECTIONS, "rows"], str(file), OWN)
+    return config
 
 
 def _check_names(names: Sequence[str], known: Sequence[str], source: str, hint: str = "") -> None:
@@ -204,7 +220,7 @@ def _recipe(sections: Section, kind: type[R], source: str) -> R:
     data = sections["data"] if isinstance(sections["data"], dict) else {}
     is_series, is_images = "lookback" in data, "num_workers" in data  # each is required of its kind
     if (kind is ImageRecipe and is_series) or (kind is SeriesRecipe and is_images and not is_series):
-        other = "tools/train.py" if kind is SeriesRecipe else "tools/forecast.py"
+        other = sibling("train" if kind is SeriesRecipe else "forecast")
         raise UserError(f"{source} is for another kind of task: use {other}")
     for name in sections:
         if name not in [section.name for section in fields(kind)]:

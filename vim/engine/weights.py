@@ -106,8 +106,7 @@ def read_run(path: Path) -> State:
     state = read_checkpoint(path)
     if not {"model", "meta"} <= state.keys() or not isinstance(state["meta"], dict):
         raise UserError(
-            f"{path} is not a checkpoint of tools/train.py: it lacks 'model' or 'meta' "
-            "(published weights: tools/predict.py with --model NAME)"
+            f"{path} is not a checkpoint of a run: it lacks 'model' or 'meta' (published weights go with --model NAME)"
         )
     check(state, Run, "", path)
     return state
@@ -121,7 +120,7 @@ def read_trained(path: Path) -> State:
     """
     state = read_run(path)
     if not {"model", "classes", "eval_transform"} <= state["meta"].keys():
-        raise UserError(f"{path} is not a checkpoint of tools/train.py: it does not say what model it is of")
+        raise UserError(f"{path} is not a checkpoint of a run: it does not say what model it is of")
     return state
 
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from vim.errors import IN_A_CLONE
 from vim.measure.gpu.stage import Failure, Stage
 
 ROOT = Path(__file__).parents[3]
-CONFIG = "configs/vim/vim-nano_1xb64_digits.py"
+PROGRAM = "tools/train.py" if IN_A_CLONE else "vim_zoo/train.py"
+CONFIG = "vim/vim-nano_1xb64_digits.py"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def train(amp: str, options: tuple[str, ...], left: Callable[[], float]) -> Resu
 
         def start(work_dir: Path, *resume: str) -> subprocess.Popen[str]:
             words = ["--amp", amp, "--work-dir", str(work_dir), *resume, "--cfg-options", *options]
-            process = _start([sys.executable, "tools/train.py", CONFIG, *words])
+            process = _start([sys.executable, PROGRAM, CONFIG, *words])
             started.callback(process.wait)
             started.callback(process.kill)
             return process
@@ -78,7 +80,7 @@ def train(amp: str, options: tuple[str, ...], left: Callable[[], float]) -> Resu
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:
-    """Start a tool from the repository's root, which need not be installed."""
+    """Start a tool from the folder that `vim` is in: a clone's root, which need not be installed, or site-packages."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.Popen(

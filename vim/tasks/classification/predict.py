@@ -48,7 +48,7 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, path: Path) -> "Predictor":
-        """Read a checkpoint of tools/train.py."""
+        """Read a checkpoint of a run."""
         model, state = load_trained(path)
         meta = state["meta"]
         return cls(model, meta["eval_transform"], meta["classes"], meta.get("thresholds"))

@@ -140,7 +140,7 @@ def read_forecaster(path: Path) -> State:
     state = read_run(path)
     meta = state["meta"]
     if not {"data", "columns", "mean", "std"} <= meta.keys():
-        raise UserError(f"{path} is not a checkpoint of tools/forecast.py: it does not say what columns it is of")
+        raise UserError(f"{path} is not a checkpoint of a forecasting run: it does not say what columns it is of")
     columns = meta["columns"]
     known = read(SeriesData, "data", meta["data"], str(path)).known
     variates = [name for name in columns if name not in known]
