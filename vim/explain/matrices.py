@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MOST = 2**24  # numbers of a tensor (b, l, d, n): channels are taken in chunks of no more
+MOST = 2**19  # numbers of a tensor (b, l, d, n): channels are taken in chunks of no more, which a cache holds
 
 
 class Selection(NamedTuple):
@@ -27,21 +27,20 @@ def sum_of_channels(scan: Selection, queries: Tensor, keys: Tensor) -> Tensor:
     Args:
         queries, keys: (b, l, d), factors of the rows and of the columns.
     """
-    matrix = queries.new_zeros(1)
+    b, l, _ = scan.dt.shape
+    matrix = scan.dt.new_zeros(b, l, l)
     for part in _chunks(scan):
-        rows = scan.C[:, :, part] * queries[..., part].unsqueeze(-1)
-        columns = scan.B[:, :, part] * keys[..., part].unsqueeze(-1)
-        matrix = matrix + _multiply(scan.dt[..., part], scan.A[part], rows, columns, "bidn,bjdn->bij")
+        _add(matrix, scan, part, queries, keys, "bpidn,bpjdn->bijp")
     return matrix
 
 
 def of_channels(scan: Selection) -> Tensor:
     """Return the matrix M of every channel, (b, d, l, l)."""
-    parts = [
-        _multiply(scan.dt[..., part], scan.A[part], scan.C[:, :, part], scan.B[:, :, part], "bidn,bjdn->bdij")
-        for part in _chunks(scan)
-    ]
-    return torch.cat(parts, dim=1)
+    b, l, d = scan.dt.shape
+    matrix, ones = scan.dt.new_zeros(b, d, l, l), torch.ones_like(scan.dt)
+    for part in _chunks(scan):
+        _add(matrix[:, part], scan, part, ones, ones, "bpidn,bpjdn->bdijp")
+    return matrix
 
 
 def _chunks(scan: Selection) -> list[slice]:
@@ -50,24 +49,37 @@ def _chunks(scan: Selection) -> list[slice]:
     return [slice(start, start + width) for start in range(0, d, width)]
 
 
-def _multiply(dt: Tensor, A: Tensor, rows: Tensor, columns: Tensor, equation: str) -> Tensor:
-    """Return the products of rows and columns (b, l, d, n) with the decay between their tokens, by an einsum equation.
+def _add(matrix: Tensor, scan: Selection, part: slice, queries: Tensor, keys: Tensor, equation: str) -> None:
+    """Add the products of a chunk's rows and columns, with the decay between their tokens, by an einsum equation.
 
-    A block in which each row's token follows each column's is one product: the decay is split at a token between them.
-    No exponent is positive. The blocks double from one token to half of the sequence.
+    The tokens are in blocks, at first of one token, which join to pairs until one is left. In a pair, each token of the
+    second block follows each of the first, and so all their products are one matrix product: of rows that have decayed
+    since the start of the second block, and columns that decay until the end of the first. No exponent is positive.
     """
-    l = dt.shape[1]
-    columns = columns * dt.unsqueeze(-1)
-    total = dt.cumsum(1).unsqueeze(-1)  # (b, l, d, 1)
-    summed = torch.einsum(equation.replace("j", "i").replace("ii", "i"), rows, columns)  # where the tokens are the same
-    matrix = torch.diag_embed(summed)
+    l, dt, A = matrix.shape[-1], scan.dt[..., part], scan.A[part]
+    rows = scan.C[:, :, part] * queries[..., part].unsqueeze(-1)
+    columns = scan.B[:, :, part] * (dt * keys[..., part]).unsqueeze(-1)
+    matrix.diagonal(dim1=-2, dim2=-1).add_(
+        torch.einsum(equation.replace("p", "").replace("j", "i").replace("ii", "i"), rows, columns)
+    )
+    rows *= _decay(dt, A)
     size = 1
     while size < l:
-        for middle in range(size, l, 2 * size):
-            left, right = slice(middle - size, middle), slice(middle, middle + size)
-            split = total[:, middle - 1 : middle]
-            since = rows[:, right] * torch.exp(A * (total[:, right] - split))
-            until = columns[:, left] * torch.exp(A * (split - total[:, left]))
-            matrix[..., right, left] = torch.einsum(equation, since, until)
+        even = l // (2 * size) * 2 * size
+        for pairs in (slice(0, even), slice(even, l)):  # the last pair may lack a part of its second block
+            length = min(2 * size, pairs.stop - pairs.start)
+            if length <= size:
+                continue
+            first, second = slice(0, size), slice(size, length)
+            row, column, step = (t[:, pairs].unflatten(1, (-1, length)) for t in (rows, columns, dt))
+            blocks = matrix[..., pairs, pairs].unflatten(-1, (-1, length)).unflatten(-3, (-1, length))
+            blocks = blocks.diagonal(dim1=-4, dim2=-2)[..., second, first, :]
+            blocks += torch.einsum(equation, row[:, :, second], column[:, :, first])
+            row[:, :, second] *= _decay(step[:, :, first].sum(2, keepdim=True), A)
+            column[:, :, first] *= _decay(step[:, :, second].sum(2, keepdim=True), A)
         size *= 2
-    return matrix
+
+
+def _decay(steps: Tensor, A: Tensor) -> Tensor:
+    """Return how much the states (..., d, n) keep in steps (..., d)."""
+    return torch.exp(steps.unsqueeze(-1) * A)
