@@ -28,13 +28,15 @@ def golden_mixer():
     return mixer
 
 
-def family(name):
-    model = timm.create_model(name, num_classes=5).double().eval()
+def family(name, size=None):
+    size = size or (32 if name in STAGED else 64)
+    model = timm.create_model(name, num_classes=5, img_size=size).double().eval()
     frames = (model.num_frames,) if model.num_frames else ()
     return model, torch.randn(2, 3, *frames, *model.img_size, dtype=torch.float64)
 
 
-FAMILIES = ("test_vim", "test_vim_ssd", "test_videomamba", "test_mambar", "test_vmamba", "test_vim2")
+CONVOLVED, STAGED = ("test_vim", "test_videomamba", "test_mambar"), ("test_vmamba", "test_vim2")
+FAMILIES = (*CONVOLVED, "test_vim_ssd", *STAGED)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_channels_in_chunks_and_rows_alone_are_the_same(name, monkeypatch):
     model, images = family(name)
     whole = implicit_attention(model, images)
     channels = implicit_attention(model, images, reduce="none")
-    monkeypatch.setattr(matrices, "MOST", 1000)
+    monkeypatch.setattr(matrices, "MOST", 5000)
     for one, matrix, each in zip(implicit_attention(model, images), whole, channels, strict=True):
         torch.testing.assert_close(one, matrix)
         torch.testing.assert_close(each.mean(1), matrix)
@@ -139,11 +141,67 @@ def test_every_order_of_a_clip_has_its_tokens_in_place(order):
     [
         ("test_mambavision", {}, "a model whose tokens are scanned .*, got MambaVision: use method 'lrp'"),
         ("test_vim", {"layers": [3]}, "layers must be between -3 and 2, got 3"),
-        ("test_vmamba", {"include_conv_gate": True}, "which SelectiveTokenMixer lacks: leave it out"),
-        ("test_vim_ssd", {"include_conv_gate": True}, "which Mamba2Mixer lacks: leave it out"),
+        ("test_vim", {"layers": [-4]}, "layers must be between -3 and 2, got -4"),
+        ("test_vim", {"layers": []}, "layers must name at least one of 3 layers, got none"),
+        ("test_vim", {"direction": "up"}, "direction must be one of"),
+        ("test_vim", {"reduce": "sum"}, "reduce must be one of"),
+        ("test_vmamba", {"include_conv_gate": True}, "which this SelectiveTokenMixer lacks"),
+        ("test_vim_ssd", {"include_conv_gate": True}, "which this Mamba2Mixer lacks"),
     ],
 )
 def test_what_has_no_hidden_attention(name, options, message):
     model, images = family(name)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         implicit_attention(model, images, **options)
+
+
+def test_hydra_has_no_hidden_attention():
+    model = timm.create_model("test_vim_ssd", directions="hydra")
+    with pytest.raises(UserError, match="directions='hydra' is not offered"):
+        implicit_attention(model, torch.randn(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, options) for name in FAMILIES for options in ({}, {"include_D": True})),
+        *((name, {"include_conv_gate": True}) for name in CONVOLVED),
+    ],
+)
+def test_directions_add_up_and_the_mean_is_that_of_the_channels(name, options):
+    model, images = family(name)
+
+    def matrix(**more):
+        return implicit_attention(model, images, [-1], **options, **more)[0]
+
+    both = matrix(reduce="none")
+    torch.testing.assert_close(
+        matrix(reduce="none", direction="forward") + matrix(direction="backward", reduce="none"), both
+    )
+    torch.testing.assert_close(matrix(), both.mean(1))
+    torch.testing.assert_close(matrix(direction="forward"), matrix(reduce="none", direction="forward").mean(1))
+
+
+@pytest.mark.parametrize("l", [1, 2, 3, 5, 8, 13, 16])
+def test_any_number_of_tokens(l):
+    mixer, x = golden_mixer(), torch.randn(2, l, 16, dtype=torch.float64)
+    model = torch.nn.Sequential(mixer)
+    (matrix,) = implicit_attention(model, x, reduce="none", include_D=True, direction="forward")
+    with torch.no_grad(), recorded(model) as (found):
+        model(x)
+    inputs, _ = found[0].scan
+    state, want = torch.zeros(2, 32, 4, dtype=torch.float64), []
+    steps = F.softplus(inputs.delta[:, 0] + inputs.delta_bias[0])
+    for i in range(l):
+        state = state * torch.exp(steps[:, i, :, None] * inputs.A[0])
+        state = state + (steps[:, i] * inputs.u[:, 0, i])[..., None] * inputs.B[:, 0, i]
+        want.append((state * inputs.C[:, 0, i]).sum(-1) + inputs.D[0] * inputs.u[:, 0, i])
+    got = 2 * torch.einsum("bdij,bjd->bid", matrix, inputs.u[:, 0])  # the layer halves each direction
+    torch.testing.assert_close(got, torch.stack(want, 1), rtol=1e-10, atol=1e-12)
+
+
+def test_long_steps_forget_without_overflow():
+    mixer = golden_mixer().float()
+    torch.nn.init.constant_(mixer.dt_proj.bias, 1e4)
+    (matrix,) = implicit_attention(torch.nn.Sequential(mixer), INPUT.float(), direction="forward")
+    assert matrix.isfinite().all() and (matrix.tril(-1) == 0).all() and (matrix.diagonal(dim1=1, dim2=2) != 0).all()

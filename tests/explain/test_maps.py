@@ -69,7 +69,7 @@ def test_relevance_sums_to_the_score_and_outputs_stay(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_maps_have_the_size_of_the_image_and_the_model_stays_as_it_was(name):
-    model, images = family(name)
+    model, images = family(name, 64)
     model.train()
     model.head.weight.requires_grad_(False)
     for method in METHODS:
@@ -82,22 +82,102 @@ def test_maps_have_the_size_of_the_image_and_the_model_stays_as_it_was(name):
     assert {key for key, p in model.named_parameters() if not p.requires_grad} == {"head.weight"}
 
 
+def as_map(model, images, rows, grid=None):
+    """The map of rows (b, d, l) of a matrix: each image's is scaled to 0 to 1 before the mean over the channels."""
+    low, high = rows.amin((1, 2), keepdim=True), rows.amax((1, 2), keepdim=True)
+    tokens = ((rows - low) / (high - low)).mean(1)
+    tokens = tokens.unsqueeze(2) if grid is None else tokens.view(-1, *grid, 1)
+    found = model.tokens_to_map(tokens, images.shape[2:])
+    mode = "trilinear" if images.dim() == 5 else "bilinear"
+    return nn.functional.interpolate(found, size=images.shape[2:], mode=mode).squeeze(1)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("direction", ["forward", "backward", "both"])
 def test_the_row_of_a_token_is_that_of_the_matrix(name, direction):
     model, images = family(name)
     matrix = implicit_attention(model, images, [0], direction, reduce="none")[0]
-    l, staged = matrix.shape[-1], model.blocks == "stages"
-    shape = (round(l**0.5), round(l**0.5), 1) if staged else (l, 1)
-    place = int(model.tokens_to_map(torch.arange(l).view(1, *shape))[0, 0, 1, 1])
-    rows = matrix[:, :, place].transpose(1, 2)
-    low, high = rows.amin((1, 2), keepdim=True), rows.amax((1, 2), keepdim=True)
-    want = model.tokens_to_map(((rows - low) / (high - low)).mean(2).view(2, *shape))
-    want = nn.functional.interpolate(want, size=images.shape[2:], mode="bilinear").squeeze(1)
+    l = matrix.shape[-1]
+    grid = (round(l**0.5), round(l**0.5)) if model.blocks == "stages" else None
+    numbers = torch.arange(l).view(1, *(grid or (l,)), 1)
+    place = int(model.tokens_to_map(numbers)[0, 0, 1, 1])
+    want = as_map(model, images, matrix[:, :, place], grid)
     torch.testing.assert_close(layer_maps(model, images, [0], direction, (1, 1))[0], want)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size", "places"),
+    [
+        ("test_vim", {"class_token": "middle"}, (64, 64), [8]),
+        ("test_vim", {"class_token": "middle", "dynamic_img_size": True}, (96, 32), [6]),
+        ("test_vim", {"class_token": "first"}, (64, 64), [0]),
+        ("test_vim", {"class_token": "ends"}, (64, 64), [0, 17]),
+        ("test_vim", {"class_token": "none"}, (64, 64), range(16)),
+        ("test_vim", {"global_pool": "avg"}, (64, 64), [i for i in range(17) if i != 8]),
+        ("test_videomamba", {"num_frames": 2}, (2, 64, 64), [0]),
+        ("test_vmamba", {}, (64, 64), range(256)),
+    ],
+)
+def test_raw_is_the_row_of_what_is_pooled(name, options, size, places):
+    model = timm.create_model(name, num_classes=5, **options).double()
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    matrix = implicit_attention(model, images, [0], reduce="none")[0]
+    grid = (16, 16) if name == "test_vmamba" else None
+    want = as_map(model, images, matrix[:, :, list(places)].mean(2), grid)
+    torch.testing.assert_close(explain(model, images, method="raw", layers=[0]), want)
+
+
+def test_registers_are_class_tokens():
+    model, images = family("test_mambar")
+    matrix = implicit_attention(model, images, [0], reduce="none")[0]
+    _, registers = model._split_tokens(torch.arange(matrix.shape[-1]).view(1, -1, 1))
+    rows = matrix[:, :, registers.flatten()]
+    assert rows.shape[2] > 1
+    features = model.forward_features(images).detach().requires_grad_()
+    (share,) = torch.autograd.grad(model.pool(features).sum(), features)
+    share = share.abs().sum(2)[:, registers.flatten()]
+    want = as_map(model, images, torch.einsum("bi,bdij->bdj", share / share.sum(1, keepdim=True), rows))
+    torch.testing.assert_close(explain(model, images, method="raw", layers=[0]), want)
 
 
 def test_no_such_token():
     model, images = family("test_vim")
     with pytest.raises(UserError, match="token must be in a map of 4 x 4, got 4,0"):
         layer_maps(model, images, token=(4, 0))
+
+
+@pytest.mark.parametrize("name", ["test_vim", "test_vmamba"])
+@pytest.mark.parametrize("method", METHODS)
+def test_each_image_has_the_map_that_it_has_alone(name, method):
+    model, images = family(name)
+    whole = explain(model, images, torch.tensor([1, 3]), method)
+    for i, target in enumerate((1, 3)):
+        torch.testing.assert_close(whole[i : i + 1], explain(model, images[i : i + 1], target, method))
+    torch.testing.assert_close(
+        explain(model, images, None, method), explain(model, images, model(images).argmax(1), method)
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "target", "method", "message"),
+    [
+        (torch.zeros(3, 64, 64), None, "lrp", "images must be normalised, .* got torch.float32 .3, 64, 64."),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), None, "lrp", "images must be normalised, .* got torch.uint8"),
+        (torch.zeros(2, 3, 64, 64), torch.tensor([1, 2, 3]), "lrp", "one for each of 2 images, got .3,."),
+        (torch.zeros(2, 3, 64, 64), -1, "lrp", "target must be a class from 0 to 4, got -1"),
+        (torch.zeros(2, 3, 64, 64), None, "gradcamm", "method must be one of .* .the closest: gradcam"),
+    ],
+)
+def test_what_cannot_be_explained(images, target, method, message):
+    model = timm.create_model("test_vim", num_classes=5)
+    with pytest.raises(UserError, match=message):
+        explain(model, images, target, method)
+
+
+def test_models_that_cannot_be_explained():
+    images = torch.zeros(1, 3, 64, 64)
+    with pytest.raises(UserError, match="one of this package's models of images or videos, got VisionTransformer"):
+        explain(timm.create_model("test_vit", img_size=64), images)
+    for options in ({"num_classes": 0}, {"global_pool": ""}):
+        with pytest.raises(UserError, match="a model with classes is needed"):
+            explain(timm.create_model("test_vim", **options), images)

@@ -5,23 +5,23 @@ Sizes: b images, l tokens, d channels.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim.errors import UserError
-from vim.layers import MambaMixer
+from vim.layers import MambaMixer, check_choice
 
 from . import matrices
+from .frozen import frozen
 from .recording import Recorded, Run, parts, recorded, runs
 
 Direction = Literal["both", "forward", "backward"]
 Reduce = Literal["mean", "none"]
 
 
-@torch.no_grad()
 def implicit_attention(
     model: nn.Module,
     images: Tensor,
@@ -52,10 +52,14 @@ def implicit_attention(
 
     Raises:
         UserError: the model has no scans of tokens, no such layer, or no causal convolution and gate.
+        ValueError: there is no such direction, or nothing to reduce to.
     """
-    with recorded(model, layers) as found:
-        model(images)
-    return [layer_attention(one, direction, reduce, include_D, include_conv_gate) for one in found]
+    check_choice("direction", direction, get_args(Direction))
+    check_choice("reduce", reduce, get_args(Reduce))
+    with frozen(model), torch.no_grad():
+        with recorded(model, layers) as found:
+            model(images)
+        return [layer_attention(one, direction, reduce, include_D, include_conv_gate) for one in found]
 
 
 def layer_attention(
@@ -64,8 +68,8 @@ def layer_attention(
     """Return the matrix of one layer; see :func:`implicit_attention`."""
     if include_conv_gate and one.convolution is None:
         raise UserError(
-            "include_conv_gate needs Mamba's convolution and gate of each channel, which "
-            f"{type(one.mixer).__name__} lacks: leave it out"
+            "include_conv_gate needs Mamba's own convolution and gate of each channel, which this "
+            f"{type(one.mixer).__name__} lacks or has wrapped: leave it out"
         )
     found = runs(one)
     matrix = torch.zeros((), device=found[0].values.device)

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim.errors import UserError, closest
-from vim.layers import TimmModel
+from vim.layers import TimmModel, check_choice
 
 from .attention import Direction, layer_attention, token_attention
+from .frozen import frozen, in_this_thread
 from .recording import Recorded, recorded
 from .relevance import RelevanceRules
 
@@ -49,57 +50,56 @@ def explain(
         layers: for the first three methods, the indices of the layers that scan; None for all.
 
     Returns:
-        (b, h, w), or (b, t, h, w).
+        (b, h, w), or (b, t, h, w), at least float32.
 
     Raises:
-        UserError: the method or the class is unknown, or the method needs a scan of tokens and the model has none.
+        UserError: the method or the class is unknown, the method needs a scan of tokens and the model has none, or the
+            model is none of this package's.
     """
     if method not in METHODS:
         raise UserError(f"method must be one of {METHODS}, got {method!r} {closest(method, METHODS)}")
-    with _frozen(model), torch.enable_grad():
+    _check_input(model, images)
+    with frozen(model):
         maps = _RUN[method](model, images.detach().clone().requires_grad_(), target, layers)
-    return _resize(maps.detach(), images.shape[2:])
+        return _resize(maps, images.shape[2:])
 
 
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Have a model in evaluation mode, with parameters that are constants."""
-    training = [module for module in model.modules() if module.training]
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for parameter in learned:
-            parameter.requires_grad_()
+def _check_input(model: nn.Module, images: Tensor) -> None:
+    if not isinstance(getattr(model, "_orig_mod", model), TimmModel):  # torch.compile wraps one
+        raise UserError(f"maps need one of this package's models of images or videos, got {type(model).__name__}")
+    if images.dim() not in (4, 5) or not images.is_floating_point():
+        raise UserError(
+            "images must be normalised, (b, c, h, w), or (b, c, t, h, w) for a video model, "
+            f"got {images.dtype} {tuple(images.shape)}"
+        )
 
 
-def _score(logits: Tensor, target: int | Tensor | None) -> Tensor:
+def _score(model: TimmModel, logits: Tensor, target: int | Tensor | None) -> Tensor:
     """Return the sum over images of the target's logit."""
-    count = logits.shape[-1]
-    if logits.dim() != 2 or count == 0:
+    count = model.num_classes
+    if count == 0 or logits.dim() != 2:
         raise UserError(
             f"a model with classes is needed, got an output {tuple(logits.shape)}: build it with num_classes"
         )
-    classes = logits.argmax(1) if target is None else torch.as_tensor(target, device=logits.device).expand(len(logits))
+    classes = logits.argmax(1) if target is None else torch.as_tensor(target, device=logits.device)
+    if classes.shape not in ((), logits.shape[:1]):
+        raise UserError(f"target must be a class, or one for each of {len(logits)} images, got {tuple(classes.shape)}")
     if classes.min() < 0 or classes.max() >= count:
         raise UserError(f"target must be a class from 0 to {count - 1}, got {target}")
-    return logits.gather(1, classes.long().unsqueeze(1)).sum()
+    return logits.gather(1, classes.long().expand(len(logits)).unsqueeze(1)).sum()
 
 
 def _lrp(model: TimmModel, images: Tensor, target: int | Tensor | None, layers: object) -> Tensor:
     with _kept_input(getattr(model, model.blocks)[0]) as kept, RelevanceRules():
         logits = model(images)
-    (gradient,) = torch.autograd.grad(_score(logits, target), kept)
+    (gradient,) = torch.autograd.grad(_score(model, logits, target), kept)
     return model.tokens_to_map((kept[0] * gradient).sum(-1, keepdim=True), images.shape[2:]).squeeze(1)
 
 
 def _gradcam(model: TimmModel, images: Tensor, target: int | Tensor | None, layers: object) -> Tensor:
     with _kept_input(model.norm_f) as kept:
         logits = model(images)
-    (gradient,) = torch.autograd.grad(_score(logits, target), kept)
+    (gradient,) = torch.autograd.grad(_score(model, logits, target), kept)
     weights = gradient.flatten(1, -2).mean(1)  # (b, d), of all tokens: a class token alone may have a gradient
     weighted = torch.einsum("b...d,bd->b...", kept[0], weights)
     return F.relu(model.tokens_to_map(weighted.unsqueeze(-1), images.shape[2:]).squeeze(1))
@@ -109,7 +109,7 @@ def _gradcam(model: TimmModel, images: Tensor, target: int | Tensor | None, laye
 def _kept_input(module: nn.Module) -> Iterator[list[Tensor]]:
     """Keep what a module takes, in the list returned."""
     kept: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _, arguments: kept.append(arguments[0]))
+    hook = module.register_forward_pre_hook(in_this_thread(lambda _, arguments: kept.append(arguments[0])))
     try:
         yield kept
     finally:
@@ -143,8 +143,11 @@ def layer_maps(
 
     Raises:
         UserError: the model has no scans of tokens, no such layer, or no such token.
+        ValueError: there is no such direction.
     """
-    with _frozen(model):
+    check_choice("direction", direction, get_args(Direction))
+    _check_input(model, images)
+    with frozen(model):
         return _layer_maps(model, images, layers, direction, token)
 
 
@@ -186,15 +189,16 @@ def _one_token(
 
 
 def _rollout(model: TimmModel, images: Tensor, target: object, layers: Sequence[int] | None) -> Tensor:
-    with recorded(model, layers) as found:
-        weights = _pooled_tokens(model, model.forward_features(images))
+    with torch.no_grad(), recorded(model, layers) as found:
+        features = model.forward_features(images)
+    weights = _pooled_tokens(model, features)
     return _multiply_up(model, images, found, weights, [None] * len(found))
 
 
 def _attribution(model: TimmModel, images: Tensor, target: int | Tensor | None, layers: Sequence[int] | None) -> Tensor:
     with recorded(model, layers) as found:
         features = model.forward_features(images)
-    score = _score(model.forward_head(features), target)
+    score = _score(model, model.forward_head(features), target)
     gradients = torch.autograd.grad(score, [cast(Tensor, one.gated) for one in found])
     means = [gradient.mean(-1).flatten(1) for gradient in gradients]  # (b, l) each
     return _multiply_up(model, images, found, _pooled_tokens(model, features), means)
@@ -254,6 +258,7 @@ _RUN = {"raw": _raw, "rollout": _rollout, "attribution": _attribution, "gradcam"
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Return maps (b, ..., rows, columns) at another size."""
+    """Return maps (b, ..., rows, columns) at another size, at least float32."""
     mode = "bilinear" if len(size) == 2 else "trilinear"
+    maps = maps.detach().to(torch.promote_types(maps.dtype, torch.float32))
     return F.interpolate(maps.unsqueeze(1), size=tuple(size), mode=mode, align_corners=False).squeeze(1)

@@ -19,6 +19,7 @@ from vim.kernels.scan.reference import Inputs, Options
 from vim.kernels.ssd import reference as ssd
 from vim.layers import Mamba2Mixer, MambaMixer, SelectiveTokenMixer
 
+from .frozen import in_this_thread
 from .matrices import Selection
 
 Mixer = MambaMixer | Mamba2Mixer | SelectiveTokenMixer
@@ -91,9 +92,9 @@ class _Calls(TorchFunctionMode):
             self.done.append(one)
 
         return [
-            mixer.register_forward_pre_hook(start),
-            mixer.in_proj.register_forward_hook(keep_gate),
-            mixer.out_proj.register_forward_pre_hook(end),
+            mixer.register_forward_pre_hook(in_this_thread(start)),
+            mixer.in_proj.register_forward_hook(in_this_thread(keep_gate)),
+            mixer.out_proj.register_forward_pre_hook(in_this_thread(end)),
         ]
 
 
@@ -161,6 +162,8 @@ def recorded(model: nn.Module, layers: Sequence[int] | None = None) -> Iterator[
             f"got {type(model).__name__}: use method 'lrp' or 'gradcam'"
         )
     count = len(mixers)
+    if layers is not None and not layers:
+        raise UserError(f"layers must name at least one of {count} layers, got none")
     for layer in layers or ():
         if not -count <= layer < count:
             raise UserError(f"layers must be between {-count} and {count - 1}, got {layer}")
@@ -186,11 +189,12 @@ def runs(one: Recorded) -> list[Run]:
         dt = dt if inputs.delta_bias is None else dt + inputs.delta_bias[k, channels]
         dt = F.softplus(dt) if options.delta_softplus else dt
         u, A = inputs.u[images, k][..., channels].to(dt.dtype), inputs.A[k, channels]
-        B, C = (t[images, k].to(dt.dtype).repeat_interleave(d // g, 2)[:, :, channels] for t in (inputs.B, inputs.C))
+        B, C = (t[images, k].to(dt.dtype) for t in (inputs.B, inputs.C))
         D = dt.new_zeros(A.shape[0]) if inputs.D is None else inputs.D[k, channels]
         reverse = bool(options.reverse[k])
         if reverse:
             dt, B, C, u = (t.flip(1) for t in (dt, B, C, u))
+        B, C = (t.unsqueeze(3).expand(-1, -1, -1, d // g, -1).flatten(2, 3)[:, :, channels] for t in (B, C))
         found.append(Run(part, Selection(dt, A, B, C, D), u, reverse))
     return found
 
