@@ -9,7 +9,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT_PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
-ROLE = re.compile(r":[a-z]+:`([\w.]+)`")  # such as :func:`vim.explain.explain`
+ROLE = re.compile(r":([a-z]+):`([\w.]+)`")  # such as :func:`vim.explain.explain`
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -39,10 +39,11 @@ class Roles(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite one docstring."""
         if obj.docstring:
-            module = obj.module.path
-            obj.docstring.value = ROLE.sub(lambda match: _reference(match[1], module), obj.docstring.value)
+            obj.docstring.value = ROLE.sub(lambda match: _reference(obj, *match.groups()), obj.docstring.value)
 
 
-def _reference(name: str, module: str) -> str:
-    path = name if name.startswith("vim.") else f"{module}.{name}"
+def _reference(obj: griffe.Object, role: str, name: str) -> str:
+    """The code and link of a name, which is the package's or of the same module, or for a method of the same class."""
+    scope = obj.parent if role == "meth" and obj.is_function else obj if role == "meth" else obj.module
+    path = name if name.startswith("vim.") or scope is None else f"{scope.path}.{name}"
     return f'<autoref identifier="{path}" optional><code>{name}</code></autoref>'
