@@ -126,7 +126,8 @@ def read_video(
     reasons = []
     for name in installed(decoder):
         try:
-            frames = _decoding_process(os.getpid()).read(str(path), choose, name, time_limit)
+            # the process may be older than a change of the working folder
+            frames = _decoding_process(os.getpid()).read(os.path.abspath(path), choose, name, time_limit)
             return frames if mode == "RGB" else [frame.convert(mode) for frame in frames]
         except (_DecodingError, TimeoutError, ChildProcessError) as error:
             reasons.append(f"{name}: {error}")
