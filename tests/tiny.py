@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 from mmengine.config import Config
 from PIL import Image
 
@@ -219,3 +220,12 @@ def frame_numbers(frames):
 def told(*parts):
     """A pattern for pytest.raises: these texts in this order."""
     return ".*".join(re.escape(str(part)) for part in parts)
+
+
+def write_run(path, model, name, classes, *, thresholds=None, **options):
+    """A checkpoint of a run, of a model that timm builds from a name and options."""
+    meta = {"model": {"model_name": name, **options}, "classes": list(classes), "eval_transform": {"crop_pct": 1.0}}
+    if thresholds is not None:
+        meta |= {"task": "multilabel", "thresholds": thresholds}
+    torch.save({"model": model.state_dict(), "meta": meta}, path)
+    return path

@@ -20,7 +20,7 @@ from vim.engine.config import load_recipe
 from vim.engine.files import make_folder
 from vim.engine.log import reporting
 from vim.errors import UserError, printable, run
-from vim.explain import METHODS
+from vim.explain import METHODS, num_scanning_layers
 from vim.layers import TimmModel
 from vim.options import ImageRecipe
 from vim.tasks.classification.candidates import load_candidate
@@ -42,13 +42,17 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--batches", type=int, metavar="N", help="with --check, take the first N batches only")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the results are written")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:
     arguments = parse()
     if bool(arguments.inputs) == bool(arguments.check):
         raise UserError("either images or videos are needed, or --check and a config")
+    if arguments.check and (arguments.target or arguments.token):
+        raise UserError("--check explains the right class of each image: leave out --target and --token")
+    if arguments.batches is not None and (not arguments.check or arguments.batches < 1):
+        raise UserError(f"--batches is for --check, and must be at least 1, got {arguments.batches}")
     make_folder(arguments.out)
     if arguments.check:
         check(arguments)
@@ -75,9 +79,10 @@ def draw(arguments: argparse.Namespace) -> int:
         picture = Picture(predictor, frames, target)
         stem = f"{number:04d}_{path.stem}"
         written = [picture.draw_map(arguments.out / f"{stem}_{arguments.method}.png", arguments.method)]
-        written += picture.draw_layers(arguments.out / f"{stem}_layers.png")
+        if num_scanning_layers(predictor.model):
+            written.append(picture.draw_layers(arguments.out / f"{stem}_layers.png"))
         if token is not None:
-            written += picture.draw_layers(arguments.out / f"{stem}_token.png", token)
+            written.append(picture.draw_layers(arguments.out / f"{stem}_token.png", token))
         print(printable(path), *(f"  {line}" for line in written), sep="\n", flush=True)
     return status
 
@@ -86,6 +91,8 @@ def check(arguments: argparse.Namespace) -> None:
     """Compare the methods on held-out images; print the table, and write it and a plot."""
     recipe = load_recipe(arguments.check, ImageRecipe)
     candidate = load_candidate(arguments.checkpoint, name=arguments.model)
+    if candidate.thresholds is not None:
+        raise UserError(f"--check needs a model of one class an image: {arguments.checkpoint} gives several labels")
     images = held_out(recipe.data, "none", candidate, image_mode(candidate.model), arguments.checkpoint)
     loader = build_loader(recipe.data, images.dataset, candidate.model, Share(), is_training=False)
     torch.manual_seed(0)  # of the random order

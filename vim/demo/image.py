@@ -10,10 +10,9 @@ from vim.demo import published, samples
 from vim.demo.files import read, sentences
 from vim.demo.models import COMMANDS, Models, chosen
 from vim.demo.parts import ONE_AT_A_TIME, model_list, picture, upload
-from vim.demo.pictures import shown
 from vim.explain import METHODS, Direction, Method, explain, layer_maps, num_scanning_layers
 from vim.tasks.classification.predict import Predictor
-from vim.tasks.explanation import Picture, methods_of, overlay
+from vim.tasks.explanation import Picture, enlarged, methods_of, overlay
 
 Answer = tuple[Image.Image, dict[str, float], Image.Image]
 
@@ -24,14 +23,14 @@ def answer(predictor: Predictor, path: str, method: Method) -> Answer:
     likeliest = dict(predictor(frames, 5))
     found = Picture(predictor, frames)
     values = explain(found.model, found.images, found.target, method)[0]
-    return shown(found.seen), likeliest, shown(overlay(found.seen, values))
+    return enlarged(found.seen), likeliest, enlarged(overlay(found.seen, values))
 
 
 def layer_picture(predictor: Predictor, path: str, layer: int, direction: Direction) -> Image.Image:
     """Return what the class token, or the mean of all tokens, takes from each token in a layer."""
     found = Picture(predictor, read(predictor, path))
     (values,) = layer_maps(found.model, found.images, [layer], direction)
-    return shown(overlay(found.seen, values[0]))
+    return enlarged(overlay(found.seen, values[0]))
 
 
 def tab(models: Models, folder: Path) -> None:

@@ -13,13 +13,13 @@ from vim.demo.files import read, sentences
 from vim.demo.image import Answer, answer
 from vim.demo.models import COMMANDS, Models, chosen
 from vim.demo.parts import ONE_AT_A_TIME, model_list, picture, upload
-from vim.demo.pictures import drawn, shown
+from vim.demo.pictures import drawn
 from vim.engine.plots import label, save_figure
 from vim.errors import UserError, describe
 from vim.explain import METHODS, Method
 from vim.models import VideoMamba
 from vim.tasks.classification.predict import Predictor
-from vim.tasks.explanation import Picture
+from vim.tasks.explanation import Picture, enlarged
 
 
 def stream(predictor: Predictor, path: str) -> Iterator[Answer]:
@@ -34,30 +34,31 @@ def stream(predictor: Predictor, path: str) -> Iterator[Answer]:
     if not isinstance(model, VideoMamba):
         raise UserError(f"a stream needs a VideoMamba, got {type(model).__name__}")
     found = Picture(predictor, read(predictor, path))
-    clip, seen, history = found.images, [], []
+    size = model.patch_embed.tubelet_size  # frames of a step
+    seen, history = [], []
     try:
-        for t, tokens in enumerate(model.stream(clip.split(model.patch_embed.tubelet_size, dim=2))):
+        for t, tokens in enumerate(model.stream(found.images.split(size, dim=2))):
             seen.append(tokens)
             # the class token comes first and is not pooled
             features = F.pad(torch.cat(seen, 1), (0, 0, model.num_prefix_tokens, 0))
             with torch.no_grad():
-                probabilities = model.forward_head(features)[0].softmax(0)
+                probabilities = predictor.probabilities(model.forward_head(features))[0]
             history.append(probabilities)
             names = {predictor.classes[i]: float(probabilities[i]) for i in probabilities.argsort(descending=True)[:5]}
-            yield shown(found.seen[t * model.patch_embed.tubelet_size]), names, _over_time(predictor, history)
+            yield enlarged(found.seen[t * size]), names, _over_time(predictor, history, size)
     except ValueError as error:
         raise UserError(f"{describe(error)}; whole clips it can take") from error
 
 
-def _over_time(predictor: Predictor, history: list[torch.Tensor]) -> Image.Image:
+def _over_time(predictor: Predictor, history: list[torch.Tensor], size: int) -> Image.Image:
     import matplotlib.pyplot as plt
 
     def draw(path: Path) -> None:
         figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
         table = 100 * torch.stack(history)
         for i in table[-1].argsort(descending=True)[:5].tolist():
-            axes.plot(range(1, len(table) + 1), table[:, i], "o-", label=label(predictor.classes[i]))
-        most = predictor.num_frames or len(table)
+            axes.plot(range(size, size * len(table) + 1, size), table[:, i], "o-", label=label(predictor.classes[i]))
+        most = predictor.num_frames or size * len(table)
         axes.set(xlabel="frames seen", ylabel="probability, %", xlim=(0.5, most + 0.5), ylim=(-3, 103))
         axes.grid(alpha=0.3)
         axes.legend(loc="center left")

@@ -21,6 +21,8 @@ from vim.layers import TimmModel
 from vim.tasks.classification.predict import Predictor
 
 ORDERS: tuple[Order, ...] = ("most", "least")
+RED, BLUE = torch.tensor([1.0, 0.1, 0.0]), torch.tensor([0.1, 0.4, 1.0])
+LEAST_SIDE, GAP, HEAD, DPI = 280, 12, 28, 100  # of pictures, in pixels
 
 
 def black(model: TimmModel) -> Tensor:
@@ -38,16 +40,21 @@ def pictures(model: TimmModel, images: Tensor) -> Tensor:
 
 
 def overlay(picture: Tensor, values: Tensor) -> Tensor:
-    """Blend a picture (..., h, w, 3) with a map (..., h, w), half and half.
+    """Lay a map (..., h, w) over the grey of a picture (..., h, w, 3). All frames of a clip share the scale of colours.
 
-    A map with negative values is red where it is positive and blue where it is negative.
+    A map with negative values is red where it is positive and blue where it is negative, and clear where it is 0. Any
+    other is purple at its least value and yellow at its greatest, half clear.
     """
     import matplotlib
 
-    shares = values / values.abs().max().clamp(min=torch.finfo(values.dtype).tiny)
-    signed = bool((values < 0).any())
-    colours = matplotlib.colormaps["RdBu_r" if signed else "viridis"]((shares + 1) / 2 if signed else shares)
-    return (picture + torch.from_numpy(np.asarray(colours)[..., :3]).to(picture.dtype)) / 2
+    grey = picture.mean(-1, keepdim=True).expand_as(picture)
+    low, high = values.min(), values.max()
+    if low < 0:
+        shares = (values / values.abs().max()).unsqueeze(-1)
+        return grey.lerp(torch.where(shares > 0, RED, BLUE), shares.abs())
+    shares = (values - low) / (high - low).clamp(min=max(1e-3 * float(high), 1e-9))  # rounding is no contrast
+    colours = matplotlib.colormaps["viridis"](shares.numpy())[..., :3]
+    return (grey + torch.from_numpy(colours).to(grey)) / 2
 
 
 def sheet(frames: Tensor) -> Tensor:
@@ -57,29 +64,42 @@ def sheet(frames: Tensor) -> Tensor:
     t, h, w, _ = frames.shape
     columns = math.ceil(math.sqrt(t))
     rows = math.ceil(t / columns)
-    whole = torch.cat([frames, frames.new_ones(rows * columns - t, h, w, 3)])
-    return whole.view(rows, columns, h, w, 3).transpose(1, 2).reshape(rows * h, columns * w, 3)
+    gap = math.ceil(w / 32)
+    whole = frames.new_ones(rows * columns, h + gap, w + gap, 3)
+    whole[:t, :h, :w] = frames
+    whole = whole.view(rows, columns, h + gap, w + gap, 3).transpose(1, 2)
+    return whole.reshape(rows * (h + gap), columns * (w + gap), 3)[:-gap, :-gap]
+
+
+def enlarged(picture: Tensor) -> Image.Image:
+    """Return a picture (h, w, 3) from 0 to 1, or frames (t, h, w, 3) side by side; a small one some times as large."""
+    pixels = (sheet(picture) * 255).round().byte().numpy()
+    height, width, _ = pixels.shape
+    times = -(-LEAST_SIDE // min(height, width))
+    return Image.fromarray(pixels).resize((times * width, times * height), Image.Resampling.NEAREST)
 
 
 def draw_map(path: Path, picture: Tensor, values: Tensor, title: str) -> None:
-    """Draw a picture (h, w, 3), or the frames (t, h, w, 3) of a clip, beside the same under its map."""
+    """Draw a picture (h, w, 3), or the frames (t, h, w, 3) of a clip, beside the same under its map, pixel by pixel."""
     import matplotlib.pyplot as plt
 
-    figure, columns = plt.subplots(1, 2, figsize=(6, 3.3), layout="constrained")
-    for axes, shown in zip(columns, (picture, overlay(picture, values)), strict=True):
-        axes.imshow(sheet(shown).numpy())
-        axes.set_axis_off()
-    figure.suptitle(label(title), fontsize=9)
-    save_figure(figure, path, dpi=100)
+    left, right = enlarged(picture), enlarged(overlay(picture, values))
+    width, height = 2 * left.width + GAP, left.height + HEAD
+    figure = plt.figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    for image, x in ((left, 0), (right, left.width + GAP)):
+        figure.figimage(np.asarray(image), x, 0)
+    figure.text(0.5, 1 - HEAD / 2 / height, label(title), ha="center", va="center", fontsize=9)
+    save_figure(figure, path, dpi=DPI)
 
 
-def draw_layers(path: Path, picture: Tensor, layers: Mapping[str, Sequence[Tensor]]) -> None:
+def draw_layers(path: Path, picture: Tensor, layers: Mapping[str, Sequence[Tensor]], title: str) -> None:
     """Draw a picture under the maps of every layer, a row for each name: 12 layers at most, evenly spread."""
     import matplotlib.pyplot as plt
 
     count = len(next(iter(layers.values())))
     chosen = sorted({round(i * (count - 1) / 11) for i in range(12)}) if count > 12 else list(range(count))
-    size = (1.2 * len(chosen) + 0.4, 1.3 * len(layers) + 0.3)
+    side = 1.2 if picture.dim() == 3 else 2.4  # inches: a clip's frames share a cell
+    size = (side * len(chosen) + 0.4, (side + 0.1) * len(layers) + 0.5)
     figure, grid = plt.subplots(len(layers), len(chosen), figsize=size, layout="constrained", squeeze=False)
     for row, (name, maps) in zip(grid, layers.items(), strict=True):
         for axes, layer in zip(row, chosen, strict=True):
@@ -88,7 +108,8 @@ def draw_layers(path: Path, picture: Tensor, layers: Mapping[str, Sequence[Tenso
         row[0].set_ylabel(name, fontsize=7)
     for axes, layer in zip(grid[0], chosen, strict=True):
         axes.set_title(f"layer {layer}", fontsize=7)
-    save_figure(figure, path, dpi=100)
+    figure.suptitle(title, fontsize=8)
+    save_figure(figure, path, dpi=DPI)
 
 
 class Picture:
@@ -103,7 +124,7 @@ class Picture:
         self.model = cast(TimmModel, predictor.model)
         self.images = predictor.prepare(frames)
         with torch.inference_mode():
-            probabilities = self.model(self.images)[0].softmax(0)
+            probabilities = predictor.probabilities(self.model(self.images))[0]
         self.target = int(probabilities.argmax()) if target is None else target
         self.title = f"{predictor.classes[self.target]}, {100 * float(probabilities[self.target]):.1f} %"
         self.seen = pictures(self.model, self.images)[0]
@@ -114,19 +135,20 @@ class Picture:
         draw_map(path, self.seen, values, f"{self.title} ({method})")
         return f"{self.title}: {path}"
 
-    def draw_layers(self, path: Path, token: Sequence[int] | None = None) -> list[str]:
-        """Draw what the class token, or another token, takes in each layer; return what was drawn.
+    def draw_layers(self, path: Path, token: Sequence[int] | None = None) -> str:
+        """Draw what the class token, or the mean of all tokens, or one token takes in each layer.
 
-        A model that does not scan its tokens has no such picture.
+        Return what was drawn. A model that scans forward only has no row for the other direction.
         """
-        if "raw" not in methods_of(self.model):
-            return []
+        whose = "the pooled token" if token is None else f"token {','.join(map(str, token))}"
+        title = f"what {whose} takes in each layer"
         layers = {
             direction: [one[0] for one in layer_maps(self.model, self.images, None, direction, token)]
             for direction in ("forward", "backward")
         }
-        draw_layers(path, self.seen, layers)
-        return [f"{'the class token' if token is None else 'the token'} in each layer: {path}"]
+        scanned = {name: maps for name, maps in layers.items() if any(one.any() for one in maps)} or layers
+        draw_layers(path, self.seen, scanned, title)
+        return f"{title}: {path}"
 
 
 def methods_of(model: torch.nn.Module) -> tuple[Method, ...]:
@@ -211,5 +233,5 @@ class Check:
             axes.set(xlabel="pixels removed, %", title=f"those that count {order} first")
             axes.grid(alpha=0.3)
         columns[0].set_ylabel("top-1 accuracy, %")
-        columns[1].legend()
+        figure.legend(*columns[0].get_legend_handles_labels(), loc="outside right center")
         save_figure(figure, path)

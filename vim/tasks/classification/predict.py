@@ -74,6 +74,16 @@ class Predictor:
         """Return the model's input for the frames of :meth:`read`, (1, c, h, w) or (1, c, t, h, w)."""
         return self.transform(frames if self.num_frames else frames[0]).unsqueeze(0)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probability of each class, (b, classes); if an image may have several labels, of each by itself.
+
+        Raises:
+            UserError: the model's outputs are not finite.
+        """
+        if not logits.isfinite().all():
+            raise UserError("the outputs of the model are not finite: its weights overflow, or are of another model")
+        return logits.double().softmax(1) if self.thresholds is None else logits.double().sigmoid()
+
     @torch.inference_mode()
     def __call__(self, frames: Sequence[Image.Image], top_k: int | None = None) -> list[tuple[str, float]]:
         """Return names of classes and their probabilities, best first, for the frames of :meth:`read`.
@@ -84,11 +94,10 @@ class Predictor:
         Raises:
             UserError: the model's outputs are not finite.
         """
-        logits = self.model(self.prepare(frames))[0].double()
-        if not logits.isfinite().all():
-            raise UserError("the outputs of the model are not finite: its weights overflow, or are of another model")
-        probabilities = logits.softmax(0) if self.thresholds is None else logits.sigmoid()
-        top = probabilities.topk(min(top_k or (5 if self.thresholds is None else len(logits)), len(logits)))
+        probabilities = self.probabilities(self.model(self.prepare(frames)))[0]
+        top = probabilities.topk(
+            min(top_k or (5 if self.thresholds is None else len(probabilities)), len(probabilities))
+        )
         chosen = zip(top.values.tolist(), top.indices.tolist(), strict=True)
         least = self.thresholds if top_k is None else None
         return [(self.classes[i], p) for p, i in chosen if least is None or p >= least[i]]
