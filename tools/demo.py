@@ -25,7 +25,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--model", help="the timm name of the model that published weights are for, such as vim_small")
     parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:

@@ -17,15 +17,7 @@ import torch
 from PIL import Image
 
 import vim  # noqa: F401  registers the models
-from tests.tiny import (
-    make_series,
-    run_of,
-    tiny_recipe,
-    told,
-    write_lines,
-    write_truncated,
-    write_video,
-)
+from tests.tiny import make_series, told, write_lines, write_run, write_truncated, write_video
 from vim.data import Digits, read_image
 from vim.data.digits import CLASSES
 from vim.data.series import Scaler
@@ -212,8 +204,10 @@ def test_other_computers_are_not_answered(address):
 
 
 def test_run_folders(tmp_path, caplog):
-    run_of(tiny_recipe(schedule__num_epochs=1), tmp_path / "a").fit()
-    (tmp_path / "b").mkdir()
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    model = timm.create_model("test_vim", num_classes=2)
+    write_run(tmp_path / "a/best.pth", model, "test_vim", "ab", num_classes=2)
     (tmp_path / "b/best.pth").write_bytes((tmp_path / "a/best.pth").read_bytes()[:1000])
     models = find(tmp_path)
     assert list(models.images) == [str(tmp_path / "a/best.pth")] and not models.videos and not models.series

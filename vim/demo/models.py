@@ -16,7 +16,7 @@ RUNS = Path("work_dirs")  # where `train` and `forecast train` put their runs
 # what trains a model of each kind, without a download
 COMMANDS = {
     "images": sibling("train", "vim/vim-nano_1xb64_digits.py"),
-    "videos": sibling("train", "videomamba/videomamba-test_digit-motion.py"),
+    "videos": sibling("train", "videomamba/videomamba-causal-test_digit-motion.py"),
     "series": sibling("forecast", "train", "tsm2/tsm2_vic-elec_24.py"),
 }
 
