@@ -20,7 +20,7 @@ from vim.engine.config import load_recipe
 from vim.engine.files import make_folder
 from vim.engine.log import reporting
 from vim.errors import UserError, printable, run
-from vim.explain import METHODS, num_scanning_layers
+from vim.explain import METHODS
 from vim.layers import TimmModel
 from vim.options import ImageRecipe
 from vim.tasks.classification.candidates import load_candidate
@@ -76,13 +76,8 @@ def draw(arguments: argparse.Namespace) -> int:
             sys.stderr.write(f"error: {error}\n")
             status = 2
             continue
-        picture = Picture(predictor, frames, target)
-        stem = f"{number:04d}_{path.stem}"
-        written = [picture.draw_map(arguments.out / f"{stem}_{arguments.method}.png", arguments.method)]
-        if num_scanning_layers(predictor.model):
-            written.append(picture.draw_layers(arguments.out / f"{stem}_layers.png"))
-        if token is not None:
-            written.append(picture.draw_layers(arguments.out / f"{stem}_token.png", token))
+        picture, stem = Picture(predictor, frames, target), f"{number:04d}_{path.stem}"
+        written = picture.draw(arguments.out, stem, arguments.method, token)
         print(printable(path), *(f"  {line}" for line in written), sep="\n", flush=True)
     return status
 

@@ -129,6 +129,23 @@ class Picture:
         self.title = f"{predictor.classes[self.target]}, {100 * float(probabilities[self.target]):.1f} %"
         self.seen = pictures(self.model, self.images)[0]
 
+    def draw(self, folder: Path, stem: str, method: Method, token: Sequence[int] | None = None) -> list[str]:
+        """Draw the map, the layers if the model scans its tokens, and what a token takes in them; list what was drawn.
+
+        Args:
+            stem: how the files' names begin.
+            token: see :func:`vim.explain.layer_maps`.
+
+        Raises:
+            UserError: there is no such token, or the model has no such map.
+        """
+        written = [self.draw_map(folder / f"{stem}_{method}.png", method)]
+        if num_scanning_layers(self.model):
+            written.append(self.draw_layers(folder / f"{stem}_layers.png"))
+        if token is not None:
+            written.append(self.draw_layers(folder / f"{stem}_token.png", token))
+        return written
+
     def draw_map(self, path: Path, method: Method) -> str:
         """Draw the picture beside its map; return what was drawn."""
         values = explain(self.model, self.images, self.target, method)[0]
