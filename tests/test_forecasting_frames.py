@@ -1,6 +1,7 @@
 """Forecasts of pandas frames: those of tools/forecast.py on the same rows."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas
@@ -140,6 +141,13 @@ def changed(column, row, value):
 def test_a_frame_that_does_not_fit(make_frame, message, fitted):
     with pytest.raises(UserError, match=message):
         fitted.predict(make_frame())
+
+
+def test_a_thread_may_learn(fitted):
+    """As programs with a window and notebooks' servers do; signals are the main thread's."""
+    with ThreadPoolExecutor(1) as pool:
+        got = pool.submit(FrameForecaster(BASE, OPTIONS).fit, wide_frame()).result().predict()
+    pandas.testing.assert_frame_equal(got, fitted.predict(wide_frame()))
 
 
 def test_too_short_to_learn_from():

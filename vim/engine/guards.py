@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,9 +77,11 @@ class StopRequest:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Record the signals within the context instead of ending the process."""
+        """Record the signals within the context instead of ending the process. Only the main thread may do so."""
         before = {number: signal.getsignal(number) for number in STATUS}
         numbers = [number for number, handler in before.items() if handler != signal.SIG_IGN]  # as under nohup
+        if threading.current_thread() is not threading.main_thread():
+            numbers = []
         for number in numbers:
             signal.signal(number, self._note)
         try:
