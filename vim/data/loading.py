@@ -77,11 +77,17 @@ class Share:
 
 
 def seed_all(*numbers: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch with a hash of these numbers."""
+    """Seed the generators of Python, NumPy and PyTorch, of all devices, with a hash of these numbers."""
+    torch.manual_seed(_seed_cpu(*numbers))
+
+
+def _seed_cpu(*numbers: int) -> int:
+    """Seed the generators of the CPU, and return the seed; a hundredth of the time of `torch.manual_seed`."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    return seed
 
 
 class Prepared(Dataset[Sample]):
@@ -104,7 +110,7 @@ class Prepared(Dataset[Sample]):
         unreadable = []
         for offset in range(min(len(self.dataset), MOST_UNREADABLE) if self.substitute else 1):
             index = (key.image + offset) % len(self.dataset)
-            seed_all(self.seed, key.epoch, index, max(key.repeat, 0))
+            _seed_cpu(self.seed, key.epoch, index, max(key.repeat, 0))
             try:
                 image, label = self.dataset[index]
             except UserError as error:
@@ -140,7 +146,7 @@ class PreparedStream(IterableDataset[Sample]):
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         self.dataset.set_epoch(self.epoch)
         for position, (image, label, unreadable) in enumerate(self._readable()):
-            seed_all(self.seed, self.epoch, self.share.rank * workers + number, position)
+            _seed_cpu(self.seed, self.epoch, self.share.rank * workers + number, position)
             unreadable += self.dataset.broken_shards
             self.dataset.broken_shards.clear()
             yield Sample(torch.empty(0) if image is None else self.transform(image), label, unreadable)
