@@ -31,11 +31,16 @@ def test_an_exception_in_words():
     assert describe(ValueError()) == "ValueError"
 
 
-def test_a_tool_ends_with_a_line():
-    for error, line in (("UserError('no data')", "error: no data\n"), ("OSError(2, 'gone', 'a')", "error: a: gone\n")):
-        code = f"from vim.errors import UserError, run\ndef main():\n    raise {error}\nrun(main)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-        assert (done.returncode, done.stderr) == (2, line)
+@pytest.mark.parametrize(
+    "error, line", [(UserError("no data"), "error: no data\n"), (OSError(2, "gone", "a"), "error: a: gone\n")]
+)
+def test_a_tool_ends_with_a_line(error, line, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run(main)
+    assert (end.value.code, capsys.readouterr().err) == (2, line)
 
 
 def test_the_closest_names():

@@ -16,7 +16,17 @@ from vim.data.video import Video, Videos, motion
 from vim.errors import EXTRAS, PIP_NAMES, UserError, missing, require
 
 # of the extras "test", "dev" and "docs"
-TOOLS_ONLY = {"pytest", "selenium", "tensorboard", "build", "mypy", "ruff", "mkdocs-material", "mkdocstrings"}
+TOOLS_ONLY = {
+    "pytest",
+    "pytest-xdist",
+    "selenium",
+    "tensorboard",
+    "build",
+    "mypy",
+    "ruff",
+    "mkdocs-material",
+    "mkdocstrings",
+}
 
 
 def setup_cfg():

@@ -17,7 +17,7 @@ from vim.engine.loop import Loop
 
 # a server that has imported everything, and from which runs are forked
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["vim.tasks.build", "tests.engine.test_kills"])
+CONTEXT.set_forkserver_preload(["vim.tasks.build", "sklearn.model_selection", "tests.engine.test_kills"])
 OPTIONS = {
     "data__batch_size": 8,
     "schedule__num_epochs": 6,
@@ -136,10 +136,10 @@ def assert_as_if_nothing_had_happened(work_dir, whole):
         assert_same(load(work_dir / name), load(whole / name))
 
 
-@pytest.mark.parametrize("arrange", [die_in_an_update, die_in_a_save])
-def test_twenty_kills(arrange, whole, tmp_path):
+@pytest.mark.parametrize("arrange, kills", [(die_in_an_update, 10), (die_in_a_save, 17)])
+def test_many_kills(arrange, kills, whole, tmp_path):
     done = 0
-    for number in range(20):
+    for number in range(kills):
         assert run(tmp_path, arrange, number) == -signal.SIGKILL
         assert updates_done(tmp_path) >= done
         done = updates_done(tmp_path)

@@ -3,7 +3,7 @@ import timm
 import torch
 
 import vim  # noqa: F401  registers the models
-from tests.golden.check import check_keys, check_outputs, load_cases, published_weights
+from tests.golden.check import FAST_BACKENDS, check_keys, check_outputs, load_cases, published_weights
 from vim.checkpoints import load_pretrained
 from vim.errors import UserError
 from vim.layers import insert_registers, split_registers
@@ -37,6 +37,7 @@ def test_published_keys_and_shapes(golden):
     check_keys(*golden)
 
 
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_published_outputs(golden, backend, monkeypatch):
     monkeypatch.setenv("VIM_BACKEND", backend)
     check_outputs(*golden)

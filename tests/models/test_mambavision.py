@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 import vim  # noqa: F401  registers the models
-from tests.golden.check import check_outputs, load_cases, published_weights
+from tests.golden.check import FAST_BACKENDS, check_outputs, load_cases, published_weights
 from vim.checkpoints import adapt, load_pretrained
 from vim.errors import UserError
 from vim.layers import SplitMixer
@@ -46,6 +46,7 @@ def golden(request, tmp_path_factory):
     return case, model.eval()
 
 
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_published_outputs(golden, backend, monkeypatch):
     monkeypatch.setenv("VIM_BACKEND", backend)
     case, model = golden

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import vim  # noqa: F401  registers the models
-from tests.golden.check import check_outputs, load_cases, published_weights
+from tests.golden.check import FAST_BACKENDS, check_outputs, load_cases, published_weights
 from vim.checkpoints import check_fit, load_pretrained, rename
 from vim.errors import UserError
 
@@ -45,6 +45,7 @@ def timm_filter(checkpoint, model):
     return checkpoint_filter_fn(checkpoint, model)
 
 
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_published_outputs(golden, backend, monkeypatch):
     case, model, _ = golden
     monkeypatch.setenv("VIM_BACKEND", backend)

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 
 from tests.engine.test_loop import assert_same, load
 from tests.tiny import ROOT, run_of, write_image, write_lines
-from tests.tools.test_tools import start
 from vim.data import Share, part
 from vim.engine.build import build_loader
 from vim.engine.config import load_recipe, write_recipe
@@ -164,36 +163,36 @@ def test_videos_with_several_labels(root, tmp_path, call):
     assert re.fullmatch(r"mAP \d+\.\d\d % \(8x1x1 frames x crops x clips\)", output.splitlines()[-1])
 
 
-def test_tools(config, root, tmp_path):
+def test_tools(config, root, tmp_path, call):
     run_of(config, tmp_path / "run").fit()
     best = tmp_path / "run/best.pth"
     config = tmp_path / "run/config.py"
-    done = start("tools/test_video.py", config, best, "--work-dir", tmp_path / "out", "--clips", 2)
-    assert "(8x3x2 frames x crops x clips)" in done.stdout.splitlines()[-1]
+    _, output, _ = call("test_video", config, best, "--work-dir", tmp_path / "out", "--clips", 2)
+    assert "(8x3x2 frames x crops x clips)" in output.splitlines()[-1]
     with (tmp_path / "out/results.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert (row["views"], row["images"], row["img_size"]) == ("8x3x2", "2", "32")
-    done = start("tools/predict.py", best, root / "val/0", root / "val/1", "--draw", tmp_path / "pictures")
-    assert "left" in done.stdout
+    _, output, _ = call("predict", best, root / "val/0", root / "val/1", "--draw", tmp_path / "pictures")
+    assert "left" in output
     assert len(list((tmp_path / "pictures").iterdir())) == 2
 
 
-def test_published_weights_and_a_config_without_a_transform(config, root, tmp_path):
+def test_published_weights_and_a_config_without_a_transform(config, root, tmp_path, call):
     trainer = run_of(config, tmp_path / "run")
     write_recipe(replace(config, data=replace(config.data, eval_transform={})), tmp_path / "config.py")
     torch.save({"model": trainer.task.model.state_dict()}, tmp_path / "a.pth")
     trainer.fit()
-    start("tools/test_video.py", tmp_path / "config.py", tmp_path / "run/best.pth", "--work-dir", tmp_path / "out")
+    call("test_video", tmp_path / "config.py", tmp_path / "run/best.pth", "--work-dir", tmp_path / "out")
     assert "32" in (tmp_path / "out/results.csv").read_text()
 
 
-def test_a_broken_video_does_not_end_predictions(config, root, tmp_path):
+def test_a_broken_video_does_not_end_predictions(config, root, tmp_path, call):
     run_of(config, tmp_path / "run").fit()
     words = [root / "val/2", root / "val/0"]
-    done = start("tools/predict.py", tmp_path / "run/best.pth", *words)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith(f"error: cannot read {root / 'val/2'}")
-    assert "left" in done.stdout
+    status, output, errors = call("predict", tmp_path / "run/best.pth", *words)
+    assert status == 2
+    assert errors.strip().splitlines()[-1].startswith(f"error: cannot read {root / 'val/2'}")
+    assert "left" in output
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,10 @@ def test_train(trained):
 def test_the_next_commands_run(trained, call, monkeypatch):
     monkeypatch.chdir(ROOT)
     predict, test, train = commands(trained)
-    process = start(*predict[1:])
-    assert (process.returncode, process.stderr) == (0, "")
-    assert process.stdout.count(".png\n") == 10
-    assert len(re.findall(r"^ +\d+\.\d\d %  \d$", process.stdout, re.MULTILINE)) == 50
+    status, output, errors = call("predict", *predict[2:])
+    assert (status, errors) == (0, "")
+    assert output.count(".png\n") == 10
+    assert len(re.findall(r"^ +\d+\.\d\d %  \d$", output, re.MULTILINE)) == 50
 
     status, output, errors = call("test", *test[2:])
     assert (status, errors) == (0, "")
