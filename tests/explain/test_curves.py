@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from vim.explain.curves import FRACTIONS, Curve, removed
+from vim.explain.curves import BASELINES, FRACTIONS, Curve, gradient_times_input, removed
 
 
 class Bright(nn.Module):
@@ -44,3 +44,22 @@ def test_a_map_of_what_the_model_looks_at_falls_first_and_last():
         curves[order].add(Bright(), images, targets, looked_at, order, torch.zeros(1))
     assert curves["most"].accuracy == [0.0] * len(FRACTIONS)  # 10 % of the pixels are half of the two rows
     assert curves["least"].accuracy == [1.0] * 8 + [0.0]  # 90 % leaves half of the two rows
+
+
+def test_baselines():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 5, 7))
+    images, targets = torch.randn(2, 3, 4, 5), torch.tensor([6, 2])
+    want = (images * model[1].weight[targets].view(2, 3, 4, 5)).sum(1)
+    torch.testing.assert_close(BASELINES["gradient"](model, images, targets), want)
+    with torch.no_grad():
+        torch.testing.assert_close(gradient_times_input(model, images, targets), want)
+    maps = BASELINES["random"](model, images.unsqueeze(2).expand(-1, -1, 2, -1, -1), targets)
+    assert maps.shape == (2, 2, 4, 5) and maps.flatten().unique().numel() == maps.numel()
+
+
+def test_images_of_all_batches_count():
+    curve = Curve()
+    for count in (1, 3):
+        images = torch.ones(count, 1, 10, 10)
+        curve.add(Bright(), images, torch.ones(count, dtype=torch.long), images[:, 0], "least", torch.zeros(1))
+    assert curve.images == 4 and curve.right[0] == 4

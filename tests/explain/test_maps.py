@@ -67,6 +67,34 @@ def test_relevance_sums_to_the_score_and_outputs_stay(name):
     assert (gradient * kept[0]).sum().item() == pytest.approx(logits[0, 3].item(), rel=1e-8)
 
 
+@pytest.mark.parametrize("name", ["test_vmamba", "test_vim2", "test_mambavision", "test_vssd"])
+def test_relevance_of_pixels_sums_to_the_score(name):
+    model, images = timm.create_model(name, num_classes=5).double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    for key, parameter in model.named_parameters():
+        if key.endswith("bias") and "dt_" not in key:
+            nn.init.zeros_(parameter)
+    relevance = explain(model, images, torch.tensor([3, 1]))
+    want = model.eval()(images)[[0, 1], [3, 1]]
+    torch.testing.assert_close(relevance.sum((1, 2)), want, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["test_vim", "test_mambar"])
+def test_relevance_of_tokens_is_input_times_gradient(name):
+    model, images = family(name)
+    taken = []
+    model.layers[0].register_forward_pre_hook(lambda _, given: taken.append(given[0]))
+    found = explain(model, images, 2)
+    tokens = taken[0].detach().requires_grad_()
+    model.layers[0].register_forward_pre_hook(lambda _, given: (tokens, *given[1:]))
+    model.requires_grad_(False)
+    with RelevanceRules():
+        (gradient,) = torch.autograd.grad(model(images)[:, 2].sum(), tokens)
+    want = model.tokens_to_map((tokens * gradient).sum(2, keepdim=True), (64, 64))
+    torch.testing.assert_close(
+        found, nn.functional.interpolate(want, size=(64, 64), mode="bilinear").squeeze(1).detach()
+    )
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_maps_have_the_size_of_the_image_and_the_model_stays_as_it_was(name):
     model, images = family(name, 64)

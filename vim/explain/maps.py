@@ -42,7 +42,8 @@ def explain(
     | "gradcam" | the features before the last norm, weighted by the score's gradient | yes |
     | "lrp" | relevance, which sums to the score; negative where the image speaks against the class | yes |
 
-    Without a class token, the first two take the mean of all tokens.
+    Without a class token, the first two take the mean of all tokens. Relevance is that of the tokens that the first
+    block takes; of a model with stages, that of the pixels.
 
     Args:
         images: (b, c, h, w), or (b, c, t, h, w) for a video model.
@@ -90,6 +91,11 @@ def _score(model: TimmModel, logits: Tensor, target: int | Tensor | None) -> Ten
 
 
 def _lrp(model: TimmModel, images: Tensor, target: int | Tensor | None, layers: object) -> Tensor:
+    if model.blocks == "stages":  # the tokens behind its stem are too coarse: on to the pixels
+        with RelevanceRules():
+            logits = model(images)
+        (gradient,) = torch.autograd.grad(_score(model, logits, target), images)
+        return (images * gradient).sum(1)
     with _kept_input(getattr(model, model.blocks)[0]) as kept, RelevanceRules():
         logits = model(images)
     (gradient,) = torch.autograd.grad(_score(model, logits, target), kept)
