@@ -29,7 +29,7 @@ def golden_mixer():
 
 
 def family(name, size=None):
-    size = size or (32 if name in STAGED else 64)
+    size = size or ((16, 32) if name in STAGED else 64)  # of 4 x 8 tokens, and 4 x 4
     model = timm.create_model(name, num_classes=5, img_size=size).double().eval()
     frames = (model.num_frames,) if model.num_frames else ()
     return model, torch.randn(2, 3, *frames, *model.img_size, dtype=torch.float64)

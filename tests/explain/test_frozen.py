@@ -1,5 +1,5 @@
 from contextlib import contextmanager
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 import timm
@@ -97,13 +97,15 @@ def test_adapted_layers_are_part_of_the_model(layer):
 def test_an_error_leaves_nothing_behind(method):
     model, images = model_and_images()
     model.layers[0].mixer.A_log.requires_grad_(False)
+    model.layers[1].eval()
     broken = model.layers[2].mixer.out_proj.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         explain(model, images, 1, method)
     broken.remove()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert torch.overrides._len_torch_function_stack() == 0
-    assert all(module.training for module in model.modules())
+    still = {name for name, module in model.named_modules() if not module.training}
+    assert still == {name for name, _ in model.named_modules() if f"{name}.".startswith("layers.1.")}
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["layers.0.mixer.A_log"]
 
 
@@ -128,3 +130,24 @@ def test_threads_explain_one_model_while_another_runs_it():
     for one in found.values():
         assert_same(one, want)
     assert len(found) == 3 and all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_one_explanation_at_a_time():
+    model, images = model_and_images()
+    entered, leave, order = Event(), Event(), []
+
+    def wait(*_):
+        if not entered.is_set():
+            entered.set()
+            leave.wait()
+
+    model.norm_f.register_forward_pre_hook(wait)
+    first, second = (Thread(target=lambda i=i: (explain(model, images), order.append(i))) for i in (1, 2))
+    first.start()
+    entered.wait()
+    second.start()
+    second.join(0.3)
+    leave.set()
+    first.join()
+    second.join()
+    assert order == [1, 2]

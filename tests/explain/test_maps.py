@@ -12,6 +12,7 @@ from tests.explain.test_attention import FAMILIES, INPUT, family, golden_mixer
 from tests.golden.weights import generate
 from vim.errors import UserError
 from vim.explain import METHODS, explain, implicit_attention, layer_maps
+from vim.explain.recording import recorded
 from vim.explain.relevance import RelevanceRules
 from vim.layers import RMSNorm
 
@@ -126,11 +127,11 @@ def test_the_row_of_a_token_is_that_of_the_matrix(name, direction):
     model, images = family(name)
     matrix = implicit_attention(model, images, [0], direction, reduce="none")[0]
     l = matrix.shape[-1]
-    grid = (round(l**0.5), round(l**0.5)) if model.blocks == "stages" else None
+    grid = (4, 8) if model.blocks == "stages" else None
     numbers = torch.arange(l).view(1, *(grid or (l,)), 1)
-    place = int(model.tokens_to_map(numbers)[0, 0, 1, 1])
+    place = int(model.tokens_to_map(numbers)[0, 0, 1, 2])
     want = as_map(model, images, matrix[:, :, place], grid)
-    torch.testing.assert_close(layer_maps(model, images, [0], direction, (1, 1))[0], want)
+    torch.testing.assert_close(layer_maps(model, images, [0], direction, (1, 2))[0], want)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +167,91 @@ def test_registers_are_class_tokens():
     share = share.abs().sum(2)[:, registers.flatten()]
     want = as_map(model, images, torch.einsum("bi,bdij->bdj", share / share.sum(1, keepdim=True), rows))
     torch.testing.assert_close(explain(model, images, method="raw", layers=[0]), want)
+
+
+def test_a_token_has_its_place_in_the_maps_of_every_stage():
+    model, images = family("test_vmamba", 64)
+    stages = {one.shape[-1]: i for i, one in enumerate(implicit_attention(model, images))}
+    last = max(stages.values())
+    matrix = implicit_attention(model, images, [last], reduce="none")[0]
+    side = round(matrix.shape[-1] ** 0.5)
+    want = as_map(model, images, matrix[:, :, side - 1], (side, side))  # the end of the first row
+    torch.testing.assert_close(layer_maps(model, images, [0, last], token=(0, 15))[1], want)
+
+
+def test_rollout_through_stages_goes_to_the_first_map():
+    model, images = family("test_vmamba", (32, 64))
+    weights, grid = None, None
+    shapes = [one.grid for one in found_in(model, images)]
+    matrices = implicit_attention(model, images)
+    for (rows, columns), matrix in zip(reversed(shapes), reversed(matrices), strict=True):
+        if weights is None:
+            weights = torch.full((2, rows * columns), 1 / (rows * columns), dtype=torch.float64)
+        elif grid != (rows, columns):  # each token's weight is shared by the four that it came from
+            weights = weights.view(2, *grid).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1) / 4
+        grid = (rows, columns)
+        step = matrix.clamp(min=0) + torch.eye(rows * columns, dtype=torch.float64)
+        weights = torch.einsum("bi,bij->bj", weights, step / step.sum(2, keepdim=True))
+    want = nn.functional.interpolate(weights.view(2, 1, 8, 16), size=(32, 64), mode="bilinear").squeeze(1)
+    torch.testing.assert_close(explain(model, images, method="rollout"), want)
+
+
+def found_in(model, images):
+    with torch.no_grad(), recorded(model) as found:
+        model(images)
+    return found
+
+
+def test_attribution_weights_each_row_with_the_gradient_of_the_gated_output():
+    model, images = family("test_vim")
+    kept = []
+    for layer in model.layers:
+        layer.mixer.out_proj.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    gradients = torch.autograd.grad(model(images)[:, 3].sum(), kept)
+    weights = nn.functional.one_hot(torch.tensor([8, 8]), 17).double()
+    for matrix, gradient in zip(reversed(implicit_attention(model, images)), reversed(gradients), strict=True):
+        step = (matrix * gradient.mean(2).unsqueeze(2)).clamp(min=0) + torch.eye(17, dtype=torch.float64)
+        weights = torch.einsum("bi,bij->bj", weights, step / step.sum(2, keepdim=True))
+    want = model.tokens_to_map(weights.unsqueeze(2))
+    want = nn.functional.interpolate(want, size=(64, 64), mode="bilinear").squeeze(1)
+    torch.testing.assert_close(explain(model, images, 3, "attribution"), want)
+
+
+def test_gradcam_weights_the_features_with_the_gradient():
+    model, images = family("test_vim")
+    kept = []
+    model.norm_f.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    (gradient,) = torch.autograd.grad(model(images)[:, 3].sum(), kept)
+    features = (kept[0] * gradient.mean(1, keepdim=True)).sum(2, keepdim=True)
+    want = nn.functional.interpolate(model.tokens_to_map(features).clamp(min=0), size=(64, 64), mode="bilinear")
+    torch.testing.assert_close(explain(model, images, 3, "gradcam"), want.squeeze(1).detach())
+
+
+def test_raw_is_the_mean_of_the_layers():
+    model, images = family("test_vim")
+    torch.testing.assert_close(explain(model, images, method="raw"), torch.stack(layer_maps(model, images)).mean(0))
+    assert len(layer_maps(model, images, [2, 0])) == 2
+    for one, other in zip(layer_maps(model, images, [2, 0]), layer_maps(model, images)[::2], strict=True):
+        torch.testing.assert_close(one, other)  # in the order of the model
+
+
+def test_batch_norm_by_the_rules_is_the_layer_itself():
+    norm, x = nn.BatchNorm2d(4).double(), torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        nn.init.uniform_(tensor, 0.5, 2)
+    norm.eval()
+    with RelevanceRules():
+        y = norm(x)
+    torch.testing.assert_close(y, norm(x))
+    want = torch.autograd.grad(norm(x).square().sum(), x)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x), want)
+
+
+def test_a_convolution_without_activation_has_none_by_the_rules():
+    x, taps = torch.randn(1, 1, 5, 3), torch.randn(1, 3, 4)
+    with RelevanceRules():
+        y = torch.ops.vim.causal_conv1d(x, taps, reverse=[0], silu=False)
+    torch.testing.assert_close(y, torch.ops.vim.causal_conv1d(x, taps, reverse=[0], silu=False))
 
 
 def test_no_such_token():

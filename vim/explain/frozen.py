@@ -28,8 +28,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             model.eval().requires_grad_(False)
             _set(checkpointing, "grad_checkpointing", False)
             with (
-                torch.inference_mode(False),
-                torch.enable_grad(),
+                torch.inference_mode(False),  # it lets gradients be taken within no_grad, too
                 torch.autocast(device, enabled=False),
                 torch.compiler.set_stance("force_eager"),
             ):
