@@ -72,7 +72,7 @@ def layer_attention(
             f"{type(one.mixer).__name__} lacks or has wrapped: leave it out"
         )
     found = runs(one)
-    matrix = torch.zeros((), device=found[0].values.device)
+    matrix = torch.zeros((), device=found[0].selected.dt.device)
     for run in found:
         if _is_of(direction, run.reverse):
             matrix = matrix + _of_run(one, run, reduce, include_D, include_conv_gate)
@@ -117,7 +117,7 @@ def _of_run(one: Recorded, run: Run, reduce: Reduce, include_D: bool, include_co
     """Return the matrix of a run, its tokens in the order of the model's sequence."""
     back = run.part.path.argsort()
     if not include_conv_gate:
-        ones = torch.ones_like(run.values)
+        ones = torch.ones_like(run.selected.dt)
         return _along_path(run, ones, ones, reduce, include_D)[..., back, :][..., back]
 
     # a column for each token that the convolution sees: one matrix a tap
@@ -125,7 +125,7 @@ def _of_run(one: Recorded, run: Run, reduce: Reduce, include_D: bool, include_co
     x, taps, bias = one.convolution  # (b, k, l, d), (k, d, w), (k, d)
     k, width = run.part.direction % taps.shape[0], taps.shape[2]
     before = torch.ops.vim.causal_conv1d(x, taps, bias, reverse=one.mixer.convolved, silu=False)
-    before = before[run.part.images, k].to(run.values.dtype)
+    before = before[run.part.images, k].to(run.selected.dt.dtype)
     gate = F.silu(one.gate[:, run.part.path]).to(before.dtype)
     matrix = torch.zeros((), device=before.device)
     for tap in range(width):

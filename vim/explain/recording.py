@@ -111,13 +111,12 @@ class Run(NamedTuple):
     """One run of a scan.
 
     Attributes:
-        selected, values: in the order in which it goes; the values that it scans are (b, l, d).
+        selected: in the order in which it goes.
         reverse: whether it goes from the end of the route to its start.
     """
 
     part: Part
     selected: Selection
-    values: Tensor
     reverse: bool
 
 
@@ -188,14 +187,14 @@ def runs(one: Recorded) -> list[Run]:
         dt = inputs.delta[images, k][..., channels].to(inputs.A.dtype)
         dt = dt if inputs.delta_bias is None else dt + inputs.delta_bias[k, channels]
         dt = F.softplus(dt) if options.delta_softplus else dt
-        u, A = inputs.u[images, k][..., channels].to(dt.dtype), inputs.A[k, channels]
+        A = inputs.A[k, channels]
         B, C = (t[images, k].to(dt.dtype) for t in (inputs.B, inputs.C))
         D = dt.new_zeros(A.shape[0]) if inputs.D is None else inputs.D[k, channels]
         reverse = bool(options.reverse[k])
         if reverse:
-            dt, B, C, u = (t.flip(1) for t in (dt, B, C, u))
+            dt, B, C = (t.flip(1) for t in (dt, B, C))
         B, C = (t.unsqueeze(3).expand(-1, -1, -1, d // g, -1).flatten(2, 3)[:, :, channels] for t in (B, C))
-        found.append(Run(part, Selection(dt, A, B, C, D), u, reverse))
+        found.append(Run(part, Selection(dt, A, B, C, D), reverse))
     return found
 
 
