@@ -145,6 +145,17 @@ def test_dynamic_quantization(family):
     torch.testing.assert_close(got, want, rtol=0, atol=0.2 * want.abs().max().item())
 
 
+@pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+def test_torchao(family, config):
+    torchao = pytest.importorskip("torchao.quantization", reason="needs the extra [clients]")
+    model, inputs = family
+    with torch.no_grad():
+        want = model(*inputs)
+        torchao.quantize_(model, getattr(torchao, config)())
+        got = model(*inputs)
+    assert 0 < (got - want).norm() < 0.05 * want.norm()
+
+
 @pytest.mark.parametrize("name", ["in_proj", "conv1d", "conv1d_b", "x_proj", "dt_proj", "dt_proj_b", "out_proj"])
 @pytest.mark.parametrize("how", ["parametrized", "pruned", "forward", "subclass"])
 def test_a_changed_layer_of_a_mixer(name, how):
