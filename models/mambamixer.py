@@ -71,8 +71,7 @@ class Transposed(nn.Module):
         expected = f"an image that fills {rows} x {columns} patches expected: set img_size, or channel_mixer='tied'"
         torch._assert(x.shape[1] == rows, expected)
         torch._assert(x.shape[2] == columns, expected)
-        y = self.mixer(x.flatten(1, 2).transpose(1, 2))
-        return y.transpose(1, 2).reshape(x.shape)
+        return self.mixer(x.flatten(1, 2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
 
 
 class ViM2(StagedBackbone):
@@ -93,6 +92,7 @@ class ViM2(StagedBackbone):
             convolution; "none".
         select_from: "conv", or "input" as in the paper's equations; see :class:`vim.layers.SelectiveTokenMixer`.
         averaging: weighted sums of a stage's earlier outputs; False for a plain residual stack.
+        output_stride: see :class:`vim.layers.StagedBackbone`.
 
     Raises:
         ValueError: an option is none of its names, or a size is not whole and positive.
@@ -116,6 +116,7 @@ class ViM2(StagedBackbone):
         channel_mixer: ChannelMixer = "tied",
         select_from: SelectFrom = "conv",
         averaging: bool = True,
+        output_stride: int | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -131,7 +132,6 @@ class ViM2(StagedBackbone):
         rows, columns = (-(-side // patch_size) for side in to_2tuple(img_size))
         s6: S6Options = {"d_state": d_state, "select_from": select_from, **dd}
         options = LayerOptions(token_mixers, token_mixer, channel_mixer, expand, averaging, s6)
-        stages = _build_stages(options, embed_dims, channel_dims, depths, rows, columns, drop_path_rate, dd)
         super().__init__(
             img_size=img_size,
             in_chans=in_chans,
@@ -140,8 +140,9 @@ class ViM2(StagedBackbone):
             patch_embed=patch_embed,
             stride=patch_size,
             norm_embed=ResidualNorm(embed_dims[0], **dd),
-            stages=stages,
+            stages=_build_stages(options, embed_dims, channel_dims, depths, rows, columns, drop_path_rate, dd),
             embed_dims=embed_dims,
+            output_stride=output_stride,
             norm_f=ResidualNorm(embed_dims[-1], **dd),
             drop_rate=drop_rate,
             not_decayed=NOT_DECAYED,

@@ -81,6 +81,7 @@ class MambaVision(StagedBackbone):
         window_sizes: rows and columns of a window in the last two stages; 0 for the whole map.
         layer_scale: first value of the learned scales of the branches in the last two stages; None for no scales.
         double_dt_bias: see :class:`vim.layers.SplitMixer`.
+        output_stride: see :class:`vim.layers.StagedBackbone`.
 
     Raises:
         ValueError: a size is not whole and positive, or the channels are no multiple of the heads.
@@ -103,6 +104,7 @@ class MambaVision(StagedBackbone):
         layer_scale: float | None = None,
         d_state: int = 8,
         double_dt_bias: bool = True,
+        output_stride: int | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -145,6 +147,7 @@ class MambaVision(StagedBackbone):
             stride=4,
             stages=stages,
             embed_dims=dims,
+            output_stride=output_stride,
             norm_f=MapBatchNorm(dims[-1], **dd),
             drop_rate=drop_rate,
             not_decayed=("gamma",),

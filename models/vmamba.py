@@ -69,6 +69,7 @@ class VMamba(StagedBackbone):
         embed_dims, depths: of each stage, its channels and its blocks.
         version: "v0": patches of 4 pixels, gated mixers, patch merging. "v2": a stem of two convolutions, mixers
             without gate and biases, each followed by an MLP, and convolutions between the stages.
+        output_stride: see :class:`vim.layers.StagedBackbone`.
         wd_exempt_A: keep weight decay off `A_log` and `dt_bias`. The published recipe decays both.
 
     Raises:
@@ -90,6 +91,7 @@ class VMamba(StagedBackbone):
         d_state: int = 1,
         expand: int = 1,
         wd_exempt_A: bool = False,
+        output_stride: int | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -101,6 +103,7 @@ class VMamba(StagedBackbone):
         dd: Factory = {"device": device, "dtype": dtype}
         first, plain = embed_dims[0], version == "v0"
         mixer = partial(SelectiveTokenMixer, d_state=d_state, expand=expand, gate=plain, conv_bias=plain, **dd)
+        halve = partial(Downsample, **dd) if plain else partial(ConvDownsample, norm=True, **dd)
         rates = iter(cast(list[float], calculate_drop_path_rates(drop_path_rate, sum(depths))))
         stages = []
         for i, (dim, depth) in enumerate(zip(embed_dims, depths, strict=True)):
@@ -109,13 +112,7 @@ class VMamba(StagedBackbone):
                 branches = [mixer(dim)] if plain else [mixer(dim), Mlp(dim, 4 * dim, **dd)]
                 rate = next(rates)
                 blocks.append(nn.Sequential(*(ResidualMixer(dim, branch, drop_path=rate, **dd) for branch in branches)))
-            downsample: nn.Module = nn.Identity()
-            if i:
-                downsample = (
-                    Downsample(embed_dims[i - 1], dim, **dd)
-                    if plain
-                    else ConvDownsample(embed_dims[i - 1], dim, norm=True, **dd)
-                )
+            downsample = halve(embed_dims[i - 1], dim) if i else nn.Identity()
             stages.append(Stage(downsample, ResidualStack(*blocks)))
         super().__init__(
             img_size=img_size,
@@ -126,6 +123,7 @@ class VMamba(StagedBackbone):
             stride=4,
             stages=stages,
             embed_dims=embed_dims,
+            output_stride=output_stride,
             norm_f=ResidualNorm(embed_dims[-1], **dd),
             drop_rate=drop_rate,
             not_decayed=("D", "A_log", "dt_bias") if wd_exempt_A else ("D",),

@@ -112,6 +112,7 @@ class VSSD(StagedBackbone):
         embed_dim: channels of the first stage; each stage has twice as many as the one before.
         depths, num_heads: of each stage, its blocks and the heads of its mixers.
         d_state, expand, ngroups: see :class:`vim.layers.NonCausalSSD`.
+        output_stride: see :class:`vim.layers.StagedBackbone`.
 
     Raises:
         ValueError: a size is not whole and positive, or the channels are no multiple of the heads.
@@ -132,6 +133,7 @@ class VSSD(StagedBackbone):
         d_state: int = 64,
         expand: int = 2,
         ngroups: int = 1,
+        output_stride: int | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -147,12 +149,13 @@ class VSSD(StagedBackbone):
         for i, (dim, depth, heads) in enumerate(zip(dims, depths, num_heads, strict=True)):
             blocks = []
             for _ in range(depth):
-                branch = partial(ResidualMixer, dim, drop_path=next(rates), **dd)
+                branch, conv = (
+                    partial(ResidualMixer, dim, drop_path=next(rates), **dd),
+                    partial(PositionConv, dim, **dd),
+                )
                 mixer = ssd(dim, num_heads=heads) if i < 3 else MapAttention(dim, heads, dd)
                 mlp = Mlp(dim, 4 * dim, **dd)
-                blocks.append(
-                    nn.Sequential(PositionConv(dim, **dd), branch(mixer), PositionConv(dim, **dd), branch(mlp))
-                )
+                blocks.append(nn.Sequential(conv(), branch(mixer), conv(), branch(mlp)))
             downsample = Downsample(dims[i - 1], dd) if i else nn.Identity()
             stages.append(Stage(downsample, ResidualStack(*blocks)))
         super().__init__(
@@ -164,6 +167,7 @@ class VSSD(StagedBackbone):
             stride=4,
             stages=stages,
             embed_dims=dims,
+            output_stride=output_stride,
             norm_f=ResidualNorm(dims[-1], **dd),
             drop_rate=drop_rate,
             not_decayed=("D", "A_log", "dt_bias"),

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise ValueError unless an option is one of the names it can have."""
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError unless an option is one of the values it can have."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
 

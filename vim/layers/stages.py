@@ -7,7 +7,7 @@ and channels first where timm sees them, (b, c, rows, columns).
 import logging
 import re
 from collections.abc import Callable, Sequence
-from typing import Unpack
+from typing import Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from timm.models import checkpoint
 from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
+from .checks import check_choice
 from .contract import TimmModel, feature_take_indices, update_model_input_size
 from .factory import Factory
 from .norm import ResidualNorm, residual_dtype
@@ -27,9 +28,9 @@ _logger = logging.getLogger(__name__)
 
 
 @register_notrace_function
-def pad_tokens(x: Tensor) -> Tensor:
-    """Pad (b, rows, columns, c) with zeros on the right and below, until rows and columns are even."""
-    down, right = x.shape[1] % 2, x.shape[2] % 2
+def pad_tokens(x: Tensor, stride: int) -> Tensor:
+    """Pad (b, rows, columns, c) with zeros on the right and below, until 2 x 2 neighbours with this stride cover it."""
+    down, right = (x.shape[1] % 2, x.shape[2] % 2) if stride == 2 else (1, 1)
     return F.pad(x, (0, 0, 0, right, 0, down)) if down + right > 0 else x
 
 
@@ -41,13 +42,15 @@ class Downsample(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, **dd: Unpack[Factory]) -> None:
         super().__init__()
+        self.stride = (2, 2)
         self.norm = ResidualNorm(4 * dim, **dd)
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, rows, columns, dim) to (b, rows / 2, columns / 2, out_dim), rounded up."""
-        x = pad_tokens(x)
-        x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
+        s = self.stride[0]
+        x = pad_tokens(x, s)
+        x = torch.cat([x[:, :-1:s, :-1:s], x[:, 1::s, :-1:s], x[:, :-1:s, 1::s], x[:, 1::s, 1::s]], dim=-1)
         return self.reduction(self.norm(x))
 
 
@@ -143,19 +146,69 @@ class Stage(nn.Module):
     def __init__(self, downsample: nn.Module, layers: nn.Module, *, windows: int | None = None) -> None:
         super().__init__()
         self.downsample, self.layers, self.windows = downsample, layers, windows
+        self.dilation = 1
+
+    def dilate(self, dilation: int) -> None:
+        """Keep the resolution of the stage before, for layers whose neighbours are `dilation` rows and columns apart.
+
+        The layers run on each of the dilation^2 maps of every `dilation`-th row and column. The first of these maps is
+        what the stage returns without dilation.
+        """
+        self.dilation = dilation
+        for module in self.downsample.modules():
+            if hasattr(module, "stride"):
+                module.stride = (1, 1)  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, rows, columns, c) of the stage before to this stage's."""
-        x = self.downsample(x)
-        w, rows, columns = self.windows, x.shape[1], x.shape[2]
+        if self.dilation > 1:
+            before, rows, columns = self.dilation // 2, x.shape[1], x.shape[2]
+            x = merge_phases(self.downsample(split_phases(x, before)), before, rows, columns)
+        else:
+            x = self.downsample(x)
+        rows, columns = x.shape[1], x.shape[2]
+        return self.merge(self.layers(self.split(x)), rows, columns)
+
+    def split(self, x: Tensor) -> Tensor:
+        """Map (b, rows, columns, c) to what the layers take."""
+        x, w = split_phases(x, self.dilation), self.windows
         if w is None:
-            return self.layers(x)
-        if w == 0:
-            return self.layers(x.flatten(1, 2)).unflatten(1, (rows, columns))
-        x = F.pad(x, (0, 0, 0, -columns % w, 0, -rows % w))
-        padded = (x.shape[1], x.shape[2])
-        x = self.layers(window_partition(x, (w, w)).flatten(1, 2)).unflatten(1, (w, w))
-        return window_reverse(x, (w, w), padded[0], padded[1])[:, :rows, :columns]
+            return x
+        if w > 0:
+            x = window_partition(F.pad(x, (0, 0, 0, -x.shape[2] % w, 0, -x.shape[1] % w)), (w, w))
+        return x.flatten(1, 2)
+
+    def merge(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        """Undo :meth:`split`: map what the layers return to (b, rows, columns, c)."""
+        d, w = self.dilation, self.windows
+        if w is not None:
+            r, c = -(-rows // d), -(-columns // d)
+            x = x.unflatten(1, (w, w) if w > 0 else (r, c))
+            if w > 0:
+                x = window_reverse(x, (w, w), r + -r % w, c + -c % w)[:, :r, :c]
+        return merge_phases(x, d, rows, columns)
+
+
+def split_phases(x: Tensor, d: int) -> Tensor:
+    """Map (b, rows, columns, c) to its maps of every d-th row and column, (d^2 b, rows / d, columns / d, c).
+
+    What does not fill d rows or columns is padded with zeros.
+    """
+    if d == 1:
+        return x
+    x = F.pad(x, (0, 0, 0, -x.shape[2] % d, 0, -x.shape[1] % d))
+    b, rows, columns, c = x.shape
+    x = x.reshape(b, rows // d, d, columns // d, d, c).permute(2, 4, 0, 1, 3, 5)
+    return x.reshape(-1, rows // d, columns // d, c)
+
+
+def merge_phases(x: Tensor, d: int, rows: int, columns: int) -> Tensor:
+    """Undo :func:`split_phases`: return (b, rows, columns, c)."""
+    if d == 1:
+        return x
+    r, c = x.shape[1], x.shape[2]
+    x = x.reshape(d, d, -1, r, c, x.shape[3]).permute(2, 3, 0, 4, 1, 5)
+    return x.reshape(-1, r * d, c * d, x.shape[5])[:, :rows, :columns]
 
 
 class StagedBackbone(TimmModel):
@@ -168,10 +221,12 @@ class StagedBackbone(TimmModel):
         stride: pixels between the stem's outputs.
         norm_embed: follows the stem; None for a stem with a norm of its own.
         embed_dims: channels of each stage; from one stage to the next, height and width are halved.
+        output_stride: the largest stride; stages that would go beyond it are dilated, see :meth:`Stage.dilate`. None
+            for that of the last stage.
         norm_f: follows the last stage.
 
     Raises:
-        ValueError: the image is smaller than the stride.
+        ValueError: the image is smaller than the stride, or `output_stride` is not a stage's.
     """
 
     blocks = "stages"
@@ -190,6 +245,7 @@ class StagedBackbone(TimmModel):
         norm_embed: nn.Module | None = None,
         stages: Sequence[Stage],
         embed_dims: Sequence[int],
+        output_stride: int | None,
         norm_f: nn.Module,
         drop_rate: float,
         not_decayed: tuple[str, ...],
@@ -206,8 +262,15 @@ class StagedBackbone(TimmModel):
         self.patch_embed, self.norm_embed = patch_embed, norm_embed or nn.Identity()
         self.stages, self.norm_f = nn.ModuleList(stages), norm_f
         self._add_head(drop_rate, {"device": device, "dtype": dtype})
+        strides = [stride * 2**i for i in range(len(embed_dims))]
+        if output_stride is not None:
+            check_choice("output_stride", output_stride, strides)
+            for stage, one in zip(stages, strides, strict=True):
+                if one > output_stride:
+                    stage.dilate(one // output_stride)
+            strides = [min(one, output_stride) for one in strides]
         self.feature_info = [
-            {"module": f"stages.{i}", "num_chs": dim, "reduction": stride * 2**i} for i, dim in enumerate(embed_dims)
+            {"module": f"stages.{i}", "num_chs": dim, "reduction": strides[i]} for i, dim in enumerate(embed_dims)
         ]
         self._set_img_size(img_size)
 
@@ -294,7 +357,18 @@ class StagedBackbone(TimmModel):
 
     @torch.jit.ignore
     def tokens_to_map(self, tokens: Tensor, input_size: Sequence[int] | None = None) -> Tensor:
-        """Map (b, rows, columns, d) to (b, d, rows, columns)."""
+        """Map what a stage's layers return, (b, rows, columns, d) or windows (b, l, d), to (b, d, rows, columns)."""
+        height, width = (self.img_size if input_size is None else input_size)[-2:]
+        for stage, info in zip(
+            cast(list[Stage], self.stages), self.feature_info, strict=False
+        ):  # a pruned one has less
+            r = int(info["reduction"])
+            size = (-(-height // r), -(-width // r))
+            phases = tuple(-(-side // stage.dilation) for side in size)
+            if info["num_chs"] == tokens.shape[-1] and (tokens.dim() == 3 or tokens.shape[1:-1] == phases != size):
+                tokens = stage.merge(tokens, *size)
+        if tokens.dim() != 4:
+            raise ValueError(f"tokens of a stage, or a map (b, rows, columns, d), expected, got {tuple(tokens.shape)}")
         return tokens.permute(0, 3, 1, 2)
 
     def _to_map(self, x: Tensor, image: Tensor) -> Tensor:
