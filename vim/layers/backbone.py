@@ -213,6 +213,9 @@ class MambaBackbone(TimmModel):
             frames = embed.num_frames if input_size is None else size[0] if len(size) == 3 else 1
             grid = [frames // embed.tubelet_size, *grid]
         patches, _ = self._split_tokens(tokens)
+        if tokens.dim() != 3 or patches.shape[1] != math.prod(grid):
+            count = f"{math.prod(grid)} patches and {self.num_prefix_tokens} class tokens"
+            raise ValueError(f"{count} (b, l, d) expected for this input_size, got {tuple(tokens.shape)}")
         return self._unflatten(patches, grid).movedim(-1, 1)
 
     def _embed(self, image: Tensor) -> tuple[Tensor, list[int]]:

@@ -31,11 +31,16 @@ POOLS = ("", "token", "avg", "max", "avgmax")
 
 
 class FeatureGetter(FeatureGetterNet):
-    """timm's wrapper for `features_only=True`, with the model's gradient checkpointing."""
+    """timm's wrapper for `features_only=True`, with the model's gradient checkpointing and exemptions from decay."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory in training; see :meth:`TimmModel.set_grad_checkpointing`."""
         self.model.set_grad_checkpointing(enable)  # type: ignore[operator]
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """The names of the parameters that weight decay must leave alone."""
+        return {f"model.{name}" for name in self.model.no_weight_decay()}  # type: ignore[operator]
 
 
 class TimmModel(nn.Module):
@@ -146,12 +151,16 @@ class TimmModel(nn.Module):
         """Map the tokens of a block, or of any module in between, to a map, without class tokens.
 
         Args:
-            tokens: (b, l, d) in the order of the sequence, or a map (b, rows, columns, d).
+            tokens: (b, l, d) in the order of the sequence, or a map (b, rows, columns, d), or what the layers of a
+                stage take and return, also where they run on windows or are dilated.
             input_size: height and width of the images in pixels, after the frames of clips; the default is the size
                 that the model is built for.
 
         Returns:
             (b, d, rows, columns), or of clips (b, d, t, rows, columns).
+
+        Raises:
+            ValueError: there are not as many tokens as in such a map.
         """
         raise NotImplementedError
 
