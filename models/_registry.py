@@ -8,9 +8,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, register_model, resolve_pretrained_cfg
 
 from vim.checkpoints import cannot_download, checkpoint_filter_fn
-from vim.layers import FeatureGetter, TimmModel
+from vim.layers import FeatureGetter, MambaBackbone, PyramidGetter, TimmModel
 
 Model = TypeVar("Model", bound=TimmModel)
+ISOTROPIC = "Vim, VideoMamba and Mamba-R"  # they have one resolution
 
 
 def tag_facts(**facts: object) -> dict[str, object]:
@@ -42,12 +43,23 @@ def create(
         defaults: options of the variant, which the user's replace.
 
     Raises:
+        ValueError: `pyramid_channels` or `output_stride` does not fit the model.
         UserError: the weights cannot be downloaded, or are not the model's; see
             :func:`vim.checkpoints.load_pretrained`.
     """
     merged: dict[str, Any] = {**defaults, **options}
     if merged.get("features_only"):  # the weights may have any head: it is not used
         merged.setdefault("num_classes", 0)
+    feature_cfg: dict[str, Any] = {"out_indices": model_class.out_indices, "feature_cls": FeatureGetter}
+    isotropic = issubclass(model_class, MambaBackbone)
+    if isotropic and "output_stride" in merged and "pyramid_channels" not in merged:
+        raise ValueError(f"{variant} has one resolution: output_stride needs pyramid_channels and features_only=True")
+    if "pyramid_channels" in merged:
+        if not merged.get("features_only") or not isotropic:
+            raise ValueError(f"pyramid_channels is for features_only=True of {ISOTROPIC}, got it for {variant}")
+        merged.setdefault("dynamic_img_size", True)
+        feature_cfg = {key: merged.pop(key) for key in ("pyramid_channels", "output_stride") if key in merged}
+        feature_cfg |= {"feature_cls": PyramidGetter, "out_indices": 4}
     # timm's own reader would prefer a file's running average over the weights whose accuracy is published
     overlay = {"custom_load": "hf", **(merged.pop("pretrained_cfg_overlay", None) or {})}
     try:
@@ -57,7 +69,7 @@ def create(
             pretrained,
             pretrained_cfg_overlay=overlay,
             pretrained_filter_fn=checkpoint_filter_fn,
-            feature_cfg={"out_indices": model_class.out_indices, "feature_cls": FeatureGetter},
+            feature_cfg=feature_cfg,
             **merged,
         )
     except OSError as error:  # urllib's errors and those of the Hub

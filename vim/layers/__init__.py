@@ -24,6 +24,7 @@ from .position import (
     split_class_tokens,
     split_registers,
 )
+from .pyramid import PyramidGetter
 from .s6 import S6, SelectFrom
 from .scan_paths import (
     SCAN_ORDERS,
@@ -67,6 +68,7 @@ __all__ = [
     "PaddedPatchEmbed",
     "PatchEmbed",
     "PositionConv",
+    "PyramidGetter",
     "RMSNorm",
     "ResidualMixer",
     "ResidualNorm",
