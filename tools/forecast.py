@@ -55,7 +55,7 @@ def train_in(work_dir: Path, arguments: argparse.Namespace, recipe: SeriesRecipe
     if not finished:
         loop.stop.leave(work_dir)
     load_weights(task.model, read_run(best := work_dir / "best.pth")["model"], best)
-    plot_curves(loop)
+    plot_curves(work_dir / "curves.png", loop.rows)
     comparison = compare(task.model.eval(), recipe.model["model_name"], task.series, task.windows, recipe.data)
     names = write_comparison(comparison, task.series, task.scaler, work_dir)
     print(results_in(work_dir, "best.pth", "last.pth", "log.csv", "train.log", "curves.png", *names))

@@ -116,7 +116,7 @@ def write_evaluation(folder: Path, tag: str, evaluation: AnyEvaluation, classes:
     write_csv(folder / names[0], class_rows(evaluation, classes))
     if isinstance(evaluation, Evaluation):
         names.insert(0, f"confusion_{tag}.png")
-        plot_confusion(folder / names[0], evaluation.confusion, classes, f"{folder.resolve().name}, {tag}")
+        plot_confusion(folder / names[0], evaluation.confusion, classes)
     unreadable = folder / f"unreadable_{tag}.txt"
     unreadable.unlink(missing_ok=True)  # of an earlier evaluation
     if evaluation.unreadable:

@@ -14,7 +14,7 @@ from vim.data.balance import all_labels, class_weights
 from vim.engine.build import build_model
 from vim.engine.config import reading
 from vim.engine.loop import Loop
-from vim.engine.plots import name_of, plot_confusion, plot_curves
+from vim.engine.plots import plot_confusion, plot_curves
 from vim.engine.students import Distilled, distance
 from vim.engine.weights import Save
 from vim.errors import UserError
@@ -159,8 +159,7 @@ def _classes(splits: Splits, model: VisionModel) -> list[str]:
 
 
 def plot_run(task: Classification, loop: Loop[Batch]) -> None:
-    """Draw `curves.png`, and if an image has one class `confusion.png` of the last epoch, in the work dir."""
-    plot_curves(loop)
+    """Draw `curves.png`, and if an image has one class `confusion.png`, in the work dir."""
+    plot_curves(loop.work_dir / "curves.png", loop.rows)
     if isinstance(task.evaluation, Evaluation):
-        run = f"{name_of(loop)}, epoch {loop.at.epoch}"
-        plot_confusion(loop.work_dir / "confusion.png", task.evaluation.confusion, task.classes, run)
+        plot_confusion(loop.work_dir / "confusion.png", task.evaluation.confusion, task.classes)
