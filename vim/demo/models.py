@@ -56,11 +56,11 @@ def load(paths: Iterable[Path], model_name: str | None = None) -> Models:
 
 
 def find(folder: Path = RUNS) -> Models:
-    """Load the best checkpoints of the runs in a folder; a warning is logged for each that cannot be read."""
+    """Load the best checkpoints of the runs in a folder, by their names; log a warning for each that cannot be read."""
     models = Models()
     for path in sorted(folder.glob("*/best.pth")):
         try:
-            models.add(str(path), _read(path))
+            models.add(path.parent.name, _read(path))
         except UserError as error:
             _logger.warning("left out: %s", error)
     return models

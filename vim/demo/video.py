@@ -61,7 +61,7 @@ def _over_time(predictor: Predictor, history: list[torch.Tensor], size: int) -> 
         most = predictor.num_frames or size * len(table)
         axes.set(xlabel="frames seen", ylabel="probability, %", xlim=(0.5, most + 0.5), ylim=(-3, 103))
         axes.grid(alpha=0.3)
-        axes.legend(loc="center left")
+        figure.legend(loc="outside upper left", ncols=2, fontsize=8)
         save_figure(figure, path)
 
     return drawn(draw)
