@@ -101,14 +101,12 @@ class MambaR(MambaBackbone):
             **dd,
         )
         self.num_prefix_tokens, self.neck_reduction = num_registers, neck_reduction
-        self.concat_registers = num_classes > 0
+        self.concat_registers = num_classes > 0 and global_pool == "token"
         self.cls_token = nn.Parameter(torch.empty(1, num_registers, embed_dim, **dd))
         self.pos_embed_cls = nn.Parameter(torch.empty(1, num_registers, embed_dim, **dd))
-        self.neck: nn.Module = nn.Identity()
-        self.norm_neck: nn.Module = nn.Identity()
         if neck_reduction > 1 and self.concat_registers:
-            self.neck = nn.Linear(embed_dim, embed_dim // neck_reduction, bias=False, **dd)
-            self.norm_neck = RMSNorm(num_registers * embed_dim // neck_reduction, **dd)
+            self.neck: nn.Module = nn.Linear(embed_dim, embed_dim // neck_reduction, bias=False, **dd)
+            self.norm_neck: nn.Module = RMSNorm(num_registers * embed_dim // neck_reduction, **dd)
         self.reset_classifier(num_classes, global_pool)
         self.init_weights(needs_reset=False)
 
@@ -118,6 +116,12 @@ class MambaR(MambaBackbone):
         if self.global_pool != "token" or not self.concat_registers:
             return self.num_features
         return self.num_prefix_tokens * (self.num_features // self.neck_reduction)
+
+    def _set_pool(self, global_pool: str) -> None:
+        super()._set_pool(global_pool)
+        if global_pool != "token":
+            self.concat_registers = False
+            self.neck, self.norm_neck = nn.Identity(), nn.Identity()
 
     def _init_embedding(self) -> None:
         super()._init_embedding()
@@ -143,15 +147,6 @@ class MambaR(MambaBackbone):
         if self.global_pool == "token":
             return self.norm_neck(self.neck(registers).flatten(1)) if self.concat_registers else registers.mean(1)
         return global_pool_nlc(patches, pool_type=self.global_pool, num_prefix_tokens=0)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what follows the last block wanted; see :meth:`vim.layers.TimmModel.prune_intermediate_layers`."""
-        take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        if prune_head:
-            self.concat_registers, self.neck, self.norm_neck = False, nn.Identity(), nn.Identity()
-        return take_indices
 
     def rename_weights(self, weights: dict[str, object]) -> dict[str, object]:
         """Drop the layer before the head for a model without one."""

@@ -106,6 +106,8 @@ def test_the_head_reads_every_register():
     assert model(image).shape == (2, 19, 64)
     model.reset_classifier(3, "avg")
     assert (model.head_hidden_size, model(image).shape) == (64, (2, 3))
+    model(image).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
     with pytest.raises(ValueError, match="embed_dim must be a multiple of neck_reduction, 3, got 64"):
         timm.create_model("test_mambar", neck_reduction=3)
 
