@@ -142,7 +142,7 @@ class MambaVision(StagedBackbone):
             num_classes=num_classes,
             global_pool=global_pool,
             patch_embed=ConvStem(
-                in_chans, stem_dim, embed_dim, norm=norm, act=nn.ReLU(), last_act=True, bias=False, **dd
+                in_chans, stem_dim, embed_dim, norm=norm, act=nn.ReLU, last_act=True, bias=False, **dd
             ),
             stride=4,
             stages=stages,

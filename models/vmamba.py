@@ -191,7 +191,7 @@ def _stem(version: str, in_chans: int, dim: int, dd: Factory) -> nn.Module:
     if version == "v0":
         return PatchEmbed(None, 4, in_chans, dim, norm_layer=nn.LayerNorm, output_fmt="NHWC", **dd)
     norm = partial(LayerNorm2d, eps=1e-5, **dd)
-    return ConvStem(in_chans, dim // 2, dim, norm=norm, act=nn.GELU(), last_act=False, bias=True, **dd)
+    return ConvStem(in_chans, dim // 2, dim, norm=norm, act=nn.GELU, last_act=False, bias=True, **dd)
 
 
 _facts = partial(tag_facts, pool_size=(7, 7), paper_ids="arXiv:2401.10166", license="mit")

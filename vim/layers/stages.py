@@ -84,16 +84,16 @@ class ConvStem(nn.Module):
         embed_dim: int,
         *,
         norm: Callable[[int], nn.Module],
-        act: nn.Module,
+        act: type[nn.Module],
         last_act: bool,
         bias: bool,
         **dd: Unpack[Factory],
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_chans, hidden, 3, 2, 1, bias=bias, **dd)
-        self.norm1, self.act1 = norm(hidden), act
+        self.norm1, self.act1 = norm(hidden), act()
         self.conv2 = nn.Conv2d(hidden, embed_dim, 3, 2, 1, bias=bias, **dd)
-        self.norm2, self.act2 = norm(embed_dim), act if last_act else nn.Identity()
+        self.norm2, self.act2 = norm(embed_dim), act() if last_act else nn.Identity()
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (b, c, h, w) to (b, h / 4, w / 4, embed_dim), twice rounded up."""
