@@ -279,7 +279,7 @@ def test_errors_name_the_row(tmp_path):
     ],
 )
 def test_a_config_for_the_other_tool(path, kind, tool):
-    with pytest.raises(UserError, match=f"{path} is for another kind of task: use {tool}"):
+    with pytest.raises(UserError, match=f"{path} is for another kind of task: use python {tool}"):
         load_recipe(path, kind)
 
 

@@ -200,7 +200,14 @@ def test_other_bits_in_a_second_run_are_seen():
     assert not other.passed
 
 
-@pytest.mark.parametrize("by", ["mamba_ssm", "mambapy"])
+@pytest.fixture(params=["mamba_ssm", "mambapy"])
+def by(request):
+    """The name of a package, which is forgotten afterwards: other tests ask whether it is installed."""
+    yield request.param
+    for name in [name for name in sys.modules if name.split(".")[0] == request.param]:
+        del sys.modules[name]
+
+
 def test_other_packages_compute_the_same(by, tmp_path, monkeypatch):
     """Stand-ins with the packages' interfaces."""
     files = {
