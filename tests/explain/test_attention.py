@@ -155,6 +155,17 @@ def test_what_has_no_hidden_attention(name, options, message):
         implicit_attention(model, images, **options)
 
 
+@pytest.mark.parametrize("name", ["test_vim", "test_vim_ssd"])
+def test_a_direction_without_scans_takes_nothing(name):
+    model = timm.create_model(name, directions="none")
+    for reduce in ("mean", "none"):
+        forward, backward = (
+            implicit_attention(model, torch.randn(2, 3, 64, 64), [0], direction, reduce)[0]
+            for direction in ("forward", "backward")
+        )
+        assert forward.any() and backward.shape == forward.shape and not backward.any()
+
+
 def test_hydra_has_no_hidden_attention():
     model = timm.create_model("test_vim_ssd", directions="hydra")
     with pytest.raises(UserError, match="directions='hydra' is not offered"):

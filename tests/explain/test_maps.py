@@ -279,6 +279,8 @@ def test_each_image_has_the_map_that_it_has_alone(name, method):
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), None, "lrp", "images must be normalised, .* got torch.uint8"),
         (torch.zeros(2, 3, 64, 64), torch.tensor([1, 2, 3]), "lrp", "one for each of 2 images, got .3,."),
         (torch.zeros(2, 3, 64, 64), -1, "lrp", "target must be a class from 0 to 4, got -1"),
+        (torch.zeros(2, 3, 64, 64), 1.5, "lrp", "target must be a whole number, got torch.float32"),
+        (torch.zeros(2, 3, 64, 64), torch.tensor([True, False]), "lrp", "a whole number, got torch.bool"),
         (torch.zeros(2, 3, 64, 64), None, "gradcamm", "method must be one of .* .the closest: gradcam"),
     ],
 )

@@ -324,6 +324,8 @@ OUTSIDE = r"token must be in a map of 4 x 4, got "
         ),
         ("digits", ["image.png", "--token", "1"], "--token must be ROW,COLUMN, or FRAME,ROW,COLUMN for a video, got 1"),
         ("digits", ["image.png", "--token", "1,-1"], "--token must be ROW,COLUMN"),
+        ("digits", ["image.png", "--token", f"1,{5000 * '1'}"], "--token must be ROW,COLUMN"),
+        ("digits", ["image.png", "--target", 5000 * "1"], "no such class: 111"),
         ("digits", ["image.png", "--token", "4,0"], f"{OUTSIDE}4,0"),
         ("digits", ["image.png", "--token", "0,4"], f"{OUTSIDE}0,4"),
         ("digits", ["image.png", "--token", "0,0,0"], f"{OUTSIDE}0,0,0"),

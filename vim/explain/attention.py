@@ -72,10 +72,12 @@ def layer_attention(
             f"{type(one.mixer).__name__} lacks or has wrapped: leave it out"
         )
     found = runs(one)
-    matrix = torch.zeros((), device=found[0].selected.dt.device)
+    steps = found[0].selected.dt
+    b, l, d = steps.shape
+    matrix = steps.new_zeros((b, l, l) if reduce == "mean" else (b, d, l, l))
     for run in found:
         if _is_of(direction, run.reverse):
-            matrix = matrix + _of_run(one, run, reduce, include_D, include_conv_gate)
+            matrix += _of_run(one, run, reduce, include_D, include_conv_gate)
     return matrix / len(found) if getattr(one.mixer, "combine", "sum") == "mean" else matrix
 
 

@@ -83,6 +83,8 @@ def _score(model: TimmModel, logits: Tensor, target: int | Tensor | None) -> Ten
             f"a model with classes is needed, got an output {tuple(logits.shape)}: build it with num_classes"
         )
     classes = logits.argmax(1) if target is None else torch.as_tensor(target, device=logits.device)
+    if classes.is_floating_point() or classes.dtype == torch.bool:
+        raise UserError(f"target must be a whole number, got {classes.dtype}")
     if classes.shape not in ((), logits.shape[:1]):
         raise UserError(f"target must be a class, or one for each of {len(logits)} images, got {tuple(classes.shape)}")
     if classes.min() < 0 or classes.max() >= count:

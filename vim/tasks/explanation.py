@@ -181,8 +181,8 @@ def class_of(classes: Sequence[str], name: str) -> int:
     """
     if name in classes:
         return classes.index(name)
-    if name.isdecimal() and int(name) < len(classes):
-        return int(name)
+    if name in (numbers := [str(number) for number in range(len(classes))]):
+        return numbers.index(name)
     raise UserError(f"no such class: {name} {closest(name, classes)}, or a number from 0 to {len(classes) - 1}")
 
 
@@ -193,7 +193,7 @@ def place_of(text: str) -> tuple[int, ...]:
         UserError: it is neither.
     """
     parts = text.split(",")
-    if len(parts) not in (2, 3) or not all(part.strip().isdecimal() for part in parts):
+    if len(parts) not in (2, 3) or not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
         raise UserError(f"--token must be ROW,COLUMN, or FRAME,ROW,COLUMN for a video, got {text}")
     return tuple(int(part) for part in parts)
 
