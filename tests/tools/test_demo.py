@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import pytest
 import timm
@@ -110,6 +111,8 @@ def test_an_image(client, models, digit):
     assert abs(seen - mapped).max() > 50 and seen.std() > 50
     layers = [client.predict("vim", handle_file(digit), i, "forward", api_name="/layer") for i in range(2)]
     assert Path(layers[0]).read_bytes() != Path(layers[1]).read_bytes()
+    between = client.predict("vim", handle_file(digit), 0.8, "forward", api_name="/layer")  # typed beside the slider
+    assert Path(between).read_bytes() == Path(layers[1]).read_bytes()
     assert client.predict("mambavision", handle_file(digit), 0, "both", api_name="/layer") is None
 
 
@@ -198,6 +201,8 @@ def test_other_computers_are_not_answered(address):
     socket.create_connection((app.HOST, port), 5).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port), 5)
+    for name, status in ((f"localhost:{port}", 200), ("rebound.example", 400)):
+        assert httpx.get(address, headers={"Host": name}, trust_env=False).status_code == status
     taken = pytest.raises(UserError, match=rf"port {port} cannot be opened \(Address already in use\)")
     with taken, app.serving(Models(), port):
         pass

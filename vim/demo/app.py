@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from vim.demo import image, series, speed, video
 from vim.demo.files import MOST_BYTES
@@ -67,6 +69,8 @@ def serving(models: Models, port: int) -> Iterator[str]:
             pwa=False,
             mcp_server=False,
             num_workers=0,
+            # a page of another site, whose name is made to lead here, would ask by that name
+            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]},
         )
         try:
             yield address

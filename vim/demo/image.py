@@ -48,7 +48,7 @@ def tab(models: Models, folder: Path) -> None:
         return (
             gr.Radio(list(methods), value="lrp", label="Map, by method"),
             gr.Radio(list(get_args(Direction)), value="both", label="Scans of the layer", visible=last >= 0),
-            gr.Slider(0, max(last, 1), value=0, step=1, label="Layer", visible=last >= 0),
+            gr.Slider(0, max(last, 1), value=0, step=1, precision=0, label="Layer", visible=last >= 0),
         )
 
     with gr.Row():
