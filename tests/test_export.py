@@ -1,5 +1,6 @@
 import functools
 import itertools
+import math
 import re
 import sys
 from collections import Counter
@@ -11,15 +12,18 @@ import torch
 from torch import nn
 
 import vim  # noqa: F401  registers the models
+from tests.tiny import ROOT
 from vim import export as exporting
+from vim.data import input_shape
 from vim.engine.weights import save_for_timm
 from vim.errors import UserError
 from vim.export import build, export, load_onnx, load_torch
 from vim.kernels import traceable
 from vim.kernels.scan import reference
 from vim.kernels.scan.reference import Inputs, Options
-from vim.kernels.traceable import DECOMPOSITIONS
+from vim.kernels.traceable import DECOMPOSITIONS, onnx_loop
 
+ONNX = {"decompositions": DECOMPOSITIONS, "function": onnx_loop}
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
 
@@ -44,6 +48,11 @@ def scan_inputs(b, k, l, d, g, n, present=OPTIONAL, combine="none", dtype=torch.
     return Inputs(u, delta, -normal(k, d, n).exp(), B, C, **{name: optional[name] for name in present})
 
 
+def assert_is_reference(inputs, options):
+    got, want = (module.selective_scan(inputs, options) for module in (traceable, reference))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("softplus", [True, False])
 @pytest.mark.parametrize("combine", ["none", "sum", "mean"])
 @pytest.mark.parametrize("present", [(), *itertools.combinations(OPTIONAL, 1), OPTIONAL], ids="-".join)
@@ -52,32 +61,26 @@ def test_the_loop_is_the_reference(present, combine, softplus):
     if not softplus:  # steps go forward
         bias = inputs.delta_bias
         inputs = inputs._replace(delta=inputs.delta.abs(), delta_bias=bias if bias is None else bias.abs())
-    options = Options([False, True], delta_softplus=softplus, combine=combine)
-    got, want = (module.selective_scan(inputs, options) for module in (traceable, reference))
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert_is_reference(inputs, Options([False, True], delta_softplus=softplus, combine=combine))
 
 
 @pytest.mark.parametrize("reverse", [[False], [True], [True, False, True]], ids=str)
 def test_the_loop_takes_any_directions(reverse):
     inputs = scan_inputs(3, len(reverse), 7, 6, 1, 5)
-    options = Options(reverse, delta_softplus=True)
-    got, want = (module.selective_scan(inputs, options) for module in (traceable, reference))
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert_is_reference(inputs, Options(reverse, delta_softplus=True))
 
 
 @pytest.mark.parametrize("size", [-1000.0, -30.0, 0.0, 30.0, 1000.0])
 def test_a_step_of_any_size(size):
     inputs = scan_inputs(1, 1, 3, 4, 1, 2)
     inputs = inputs._replace(delta=torch.full_like(inputs.delta, size))
-    options = Options([False], delta_softplus=True)
-    got, want = (module.selective_scan(inputs, options) for module in (traceable, reference))
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    assert_is_reference(inputs, Options([False], delta_softplus=True))
 
 
 def assert_agrees(run, model, batch_sizes=(1, 2, 3, 5)):
     """Batch sizes beyond those that an export compares by itself."""
     for batch_size in batch_sizes:
-        images = torch.randn(batch_size, 3, *model.img_size)
+        images = torch.randn(batch_size, *input_shape(model))
         with torch.no_grad():
             torch.testing.assert_close(run(images), model(images), rtol=1e-5, atol=1e-5)
 
@@ -127,7 +130,7 @@ def exported(tmp_path_factory):
     @functools.cache
     def exported(**options):
         path, model = tmp_path_factory.mktemp("onnx") / "a.onnx", tiny(**options)
-        return model, path, export(model, path, format="onnx", decompositions=DECOMPOSITIONS)
+        return model, path, export(model, path, format="onnx", **ONNX)
 
     return exported
 
@@ -141,22 +144,37 @@ def test_onnx_takes_any_batch(directions, exported):
     assert [file.name for file in path.parent.iterdir()] == ["a.onnx"]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("test_vim_ssd", {"depth": 1}),
-        ("test_vmamba", {"embed_dims": (8, 16), "depths": (1, 1), "version": "v0", "d_state": 4}),
-        ("test_vssd", {"depths": (1, 1, 1, 1)}),
-        ("test_mambavision", {"depths": (1, 1, 1, 2), "window_sizes": (3, 2)}),  # with padding and several windows
-    ],
-    ids=str,
-)
-def test_onnx_of_other_families(name, options, tmp_path):
+FAMILIES = {
+    "test_vim_ssd": {"depth": 1},
+    "test_videomamba": {"depth": 1, "num_frames": 2},
+    "test_vim2": {"depths": (1, 1, 1, 1)},
+    "test_vmamba": {"embed_dims": (8, 16), "depths": (1, 1), "version": "v0", "d_state": 4},
+    "test_mambar": {"depth": 1},
+    "test_vssd": {"depths": (1, 1, 1, 1)},
+    "test_mambavision": {"depths": (1, 1, 1, 2), "window_sizes": (3, 2)},  # with padding and several windows
+}
+
+
+def load_openvino(path):
+    openvino = pytest.importorskip("openvino", reason="needs the extra [clients]")
+    # by default bfloat16 on processors that have it
+    compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: torch.from_numpy(compiled(images.numpy())[0])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_onnx_of_other_families(name, tmp_path):
     torch.manual_seed(0)
-    model = timm.create_model(name, img_size=64, num_classes=3, **options).eval()
-    export(model, tmp_path / "a.onnx", format="onnx", decompositions=DECOMPOSITIONS, batch_sizes=(1,))
+    model = timm.create_model(name, img_size=64, num_classes=3, **FAMILIES[name]).eval()
+    export(model, tmp_path / "a.onnx", format="onnx", **ONNX, batch_sizes=(1,))
     assert_agrees(load_onnx(tmp_path / "a.onnx"), model, batch_sizes=(5,))
     operators(tmp_path / "a.onnx")
+    assert_agrees(load_openvino(tmp_path / "a.onnx"), model, batch_sizes=(1, 5))
+
+
+def test_openvino_takes_any_batch(exported):
+    model, path, _ = exported(directions="v2")
+    assert_agrees(load_openvino(path), model)
 
 
 def test_onnx_does_not_grow_with_the_tokens(exported):
@@ -169,8 +187,9 @@ class _Scan(nn.Module):
 
     in_chans = 2
 
-    def __init__(self, inputs):
+    def __init__(self, inputs, softplus=True):
         super().__init__()
+        self.softplus = softplus
         self.inputs = nn.ParameterList([nn.Parameter(tensor) for tensor in inputs[:8] if tensor is not None])
         self.pretrained_cfg = {"input_size": (2, 6, 5)}
 
@@ -185,7 +204,7 @@ class _Scan(nn.Module):
             delta_bias=delta_bias,
             initial_state=initial_state,
             reverse=[True, False],
-            delta_softplus=True,
+            delta_softplus=self.softplus,
             return_last_state=True,
         )
         return torch.cat([y.flatten(1), state.flatten(1)], 1)
@@ -193,8 +212,36 @@ class _Scan(nn.Module):
 
 def test_onnx_of_every_option(tmp_path):
     model = _Scan(scan_inputs(1, 2, 7, 6, 3, 5, ("D", "delta_bias"), dtype=torch.float32)).eval()
-    differences = export(model, tmp_path / "a.onnx", format="onnx", decompositions=DECOMPOSITIONS)
+    differences = export(model, tmp_path / "a.onnx", format="onnx", **ONNX)
     assert max(difference.relative for difference in differences) < 1e-5
+
+
+@pytest.mark.parametrize("softplus", [True, False])
+def test_onnx_of_steps_of_any_size(softplus, tmp_path):
+    """From 1e-6 to 50, side by side, with decays that leave everything or nothing of the state."""
+    inputs = scan_inputs(1, 2, 21, 6, 3, 5, ("D",), dtype=torch.float32)
+    steps = torch.logspace(-6, math.log10(50), 2 * 21 * 6).view(inputs.delta.shape)
+    steps = steps.flatten()[torch.randperm(steps.numel(), generator=torch.Generator().manual_seed(0))].view_as(steps)
+    delta = torch.where(steps < 15, steps.double().expm1().log(), steps.double()).float() if softplus else steps
+    A = torch.tensor([-1e-4, -1.0, -16.0, -64.0, -1000.0]).expand(inputs.A.shape)
+    model = _Scan(
+        inputs._replace(delta=delta, A=A.contiguous(), delta_bias=torch.zeros(2, 6)), softplus=softplus
+    ).eval()
+    path = tmp_path / "a.onnx"
+    exporting._save_onnx(exporting._trace(model), path, *ONNX.values())
+    state = torch.randn(2, 2, 6, 5)
+    with torch.no_grad():
+        want = model.double()(state.double())
+    for load in (load_onnx, load_openvino):
+        got = load(path)(state).double()
+        assert (got - want).abs().max() < 5e-7 * want.abs().max()
+
+
+@pytest.mark.parametrize("x", [-80.0, -20.0, -13.8, -1.0, 0.0, 1e-3, 1.0, 20.0, 600.0])
+def test_softplus_to_the_last_bits(x):
+    got = traceable._softplus(torch.tensor(x)).double()
+    want = torch.nn.functional.softplus(torch.tensor(x, dtype=torch.float32).double(), threshold=1000)
+    torch.testing.assert_close(got, want, rtol=4e-7, atol=0)
 
 
 @pytest.mark.parametrize("wrong", [0.99, float("nan")])
@@ -273,3 +320,21 @@ def test_mistakes(call, weights, tmp_path, monkeypatch):
     assert_told(call("vim_nothing", tmp_path / "a.onnx"), "no such model")  # what was typed comes first
     assert_told(call("vim_nano", tmp_path / "a.onnx", "--checkpoint", weights[0]), "a.pth is of another model")
     assert list(tmp_path.iterdir()) == []
+
+
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deployment.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit")
+@pytest.mark.parametrize("package", ["onnxruntime", "openvino", "torchao", "torch.jit"])
+def test_the_snippets_of_the_page(package, exported, tmp_path, monkeypatch):
+    """With a smaller model."""
+    pytest.importorskip(package, reason="needs the extras [export] and [clients]")
+    (snippet,) = (text for text in SNIPPETS if package in text)
+    _, path, _ = exported(directions="v2")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vim_tiny.onnx").symlink_to(path)
+    found = {}
+    snippet = snippet.replace("224", "32").replace('create_model("vim_tiny")', 'create_model("test_vim", img_size=32)')
+    exec(snippet, found)
+    assert found["logits"].shape == (8, 1000)

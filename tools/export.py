@@ -12,7 +12,7 @@ from vim.command_line import Parser
 from vim.engine.files import make_folder
 from vim.errors import EXTRAS, check_installed, run
 from vim.export import SUFFIXES, build, choose_format, export
-from vim.kernels.traceable import DECOMPOSITIONS
+from vim.kernels.traceable import DECOMPOSITIONS, onnx_loop
 
 NOTES = {
     "torch": "import vim before torch.export.load: it calls the ops of this package",
@@ -39,7 +39,7 @@ def main() -> None:
     make_folder(arguments.out.parent)
     if not arguments.checkpoint and ":" not in arguments.model:
         print(f"{arguments.model} has random weights: name trained ones with --checkpoint")
-    differences = export(model, arguments.out, format=format, decompositions=DECOMPOSITIONS)
+    differences = export(model, arguments.out, format=format, decompositions=DECOMPOSITIONS, function=onnx_loop)
     print("the greatest difference from the model, on random images:")
     for found in differences:
         print(f"  batch size {found.batch_size}: {found.absolute:.1e}, {found.relative:.1e} of the greatest output")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,7 @@ def export(
     *,
     format: Format,
     decompositions: Mapping[Any, Callable[..., Any]],
+    function: Callable[[int], str] | None = None,
     batch_sizes: tuple[int, ...] = (1, 2, 3),
 ) -> list[Difference]:
     """Write a model, load the file, and compare both on random images. A failure leaves no file.
@@ -78,6 +80,7 @@ def export(
     Args:
         model: in evaluation mode, on the CPU.
         decompositions: for ONNX, the replacement of each op of this package: `vim.kernels.traceable.DECOMPOSITIONS`.
+        function: for ONNX, the function that they call, for an opset: `vim.kernels.traceable.onnx_loop`.
 
     Returns:
         a difference for each batch size.
@@ -93,7 +96,7 @@ def export(
             torch.export.save(program, whole)
             beside.write_bytes(whole.getbuffer())
         else:
-            _save_onnx(program, beside, decompositions)
+            _save_onnx(program, beside, decompositions, function)
         run = load_torch(beside) if format == "torch" else load_onnx(beside)
         return [_compare(model, run, batch_size) for batch_size in batch_sizes]
 
@@ -120,25 +123,38 @@ def _trace(model: nn.Module) -> torch.export.ExportedProgram:
 
 @torch.no_grad()
 def _save_onnx(
-    program: torch.export.ExportedProgram, path: Path, decompositions: Mapping[Any, Callable[..., Any]]
+    program: torch.export.ExportedProgram,
+    path: Path,
+    decompositions: Mapping[Any, Callable[..., Any]],
+    function: Callable[[int], str] | None,
 ) -> None:
+    import onnx_ir
+    from onnx import parser
     from onnx_ir import passes
     from onnx_ir.passes import common
     from onnxscript import optimizer
 
-    exported = torch.onnx.export(
-        program.run_decompositions(dict(decompositions)),
-        dynamo=True,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: "batch"},),
-        optimize=False,  # takes minutes: the square of the nodes. ONNX Runtime does the same when it loads the file
-        verbose=False,
-    )
+    # In the table that torch.onnx.export takes: a run_decompositions before it would take as long as the export itself.
+    with patch.dict(torch._decomp.decomposition_table, decompositions):
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: "batch"},),
+            optimize=False,  # takes minutes: the square of the nodes. ONNX Runtime does the same when it loads the file
+            verbose=False,
+        )
     assert exported is not None
+    if function is not None:
+        text = function(exported.model.opset_imports[""])
+        loop = onnx_ir.serde.deserialize_function(parser.parse_function(text))
+        exported.model.functions[loop.identifier()] = loop
     optimizer.inline(exported.model)
     optimizer.fold_constants(exported.model)
     passes.Sequential(
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
         common.RemoveUnusedNodesPass(),
         common.CommonSubexpressionEliminationPass(),
         common.ClearMetadataAndDocStringPass(),  # a stack trace for each node

@@ -11,7 +11,7 @@ from tests.kernels.test_scan import run_with_gradients as run
 from vim import export
 from vim.kernels import available_backends, selective_scan, ssd
 from vim.kernels.ssd.reference import Inputs, Options
-from vim.kernels.traceable import DECOMPOSITIONS
+from vim.kernels.traceable import DECOMPOSITIONS, onnx_loop
 
 SHAPES = [  # b, k, l, h, p, g, n, chunk_size
     (1, 1, 1, 1, 1, 1, 1, None),
@@ -436,7 +436,7 @@ def test_onnx(tmp_path):
     block = Block()
     tokens = torch.randn(2, 150, 35)
     program = torch.export.export(block, (tokens,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    export._save_onnx(program, tmp_path / "block.onnx", DECOMPOSITIONS)
+    export._save_onnx(program, tmp_path / "block.onnx", DECOMPOSITIONS, onnx_loop)
     run_file = export.load_onnx(tmp_path / "block.onnx")
     for b in (1, 2, 5):
         tokens = torch.randn(b, 150, 35)
