@@ -20,6 +20,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
+from training import fit
 
 import vim  # noqa: F401  registers the models
 
@@ -66,19 +67,13 @@ def build(args: argparse.Namespace) -> nn.Module:
 
 def train(model: nn.Module, args: argparse.Namespace) -> None:
     """Train on new scenes in every step."""
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps)
     loader = DataLoader(Scenes(True, args.steps * args.batch, args.size, args.seed), args.batch, collate_fn=list)
-    for step, scenes in enumerate(loader, 1):
+
+    def loss_of(scenes: list[tuple[Tensor, ...]]) -> Tensor:
         targets = [{"boxes": boxes, "labels": labels} for _, _, boxes, labels in scenes]
-        loss = sum(model([image for image, *_ in scenes], targets).values())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"step {step}: loss {loss.item():.3f}", flush=True)
+        return sum(model([image for image, *_ in scenes], targets).values())
+
+    fit(model, loader, loss_of, args)
 
 
 @torch.inference_mode()

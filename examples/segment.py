@@ -20,6 +20,7 @@ from timm.models import register_model
 from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassJaccardIndex
+from training import fit
 
 import vim  # noqa: F401  registers the models
 
@@ -55,20 +56,15 @@ def build(args: argparse.Namespace) -> nn.Module:
 
 def train(model: nn.Module, args: argparse.Namespace) -> None:
     """Train on new scenes in every step."""
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps)
     loader = DataLoader(Scenes(True, args.steps * args.batch, args.size, args.seed), args.batch, collate_fn=collate)
     dice = smp.losses.DiceLoss("multiclass")
-    for step, (images, masks) in enumerate(loader, 1):
+
+    def loss_of(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        images, masks = batch
         logits = model(images)
-        loss = F.cross_entropy(logits, masks) + dice(logits, masks)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"step {step}: loss {loss.item():.3f}", flush=True)
+        return F.cross_entropy(logits, masks) + dice(logits, masks)
+
+    fit(model, loader, loss_of, args)
 
 
 @torch.inference_mode()
