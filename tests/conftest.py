@@ -2,7 +2,11 @@ import os
 import sys
 
 import pytest
-import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # read when torch is imported; the programs that tests start inherit it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads than cores spend their time waiting for one another
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which torch does late
