@@ -6,6 +6,8 @@ from .channel_mixer import SelectiveChannelMixer
 from .checks import check_choice, check_counts, check_stages
 from .contract import FeatureGetter, TimmModel, update_model_args
 from .factory import Factory, init_linears
+from .long_convolution import convolve, fft_size
+from .lti_kernels import S4DKernel
 from .mamba import Init, MambaMixer
 from .mamba2 import Mamba2Mixer
 from .mixer import Directions, MixerState
@@ -43,6 +45,7 @@ from .weighted_averaging import NOT_DECAYED, MambaMixerLayer, MambaMixerStack, R
 __all__ = [
     "NOT_DECAYED",
     "NUM_CLASS_TOKENS",
+    "S4DKernel",
     "S6",
     "SCAN_ORDERS",
     "ClassToken",
@@ -85,8 +88,10 @@ __all__ = [
     "check_choice",
     "check_counts",
     "check_stages",
+    "convolve",
     "cross_merge",
     "cross_scan",
+    "fft_size",
     "find_table",
     "init_linears",
     "insert_class_tokens",

@@ -1,0 +1,197 @@
+"""The kernels of time-invariant state-space models: what a convolution with them does to a sequence.
+
+Sources: https://arxiv.org/abs/2206.11893 (S4D).
+Sizes: l tokens, d channels, m kept states of n = 2 m, c kernels a channel, s systems. Complex parameters are stored as
+real ones, and complex numbers are pairs of real tensors: exporters know no others.
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from timm.layers import register_notrace_module
+from torch import Tensor, nn
+
+from .checks import check_choice, check_counts
+from .factory import Factory
+from .hippo import Spectrum, diagonal
+from .norm import residual_dtype
+
+Discretization = Literal["zoh", "bilinear"]
+Pair = tuple[Tensor, Tensor]  # the real and the imaginary part
+
+
+def times(a: Pair, b: Pair) -> Pair:
+    """Multiply complex numbers."""
+    return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+
+
+def divided(a: Pair, b: Pair) -> Pair:
+    """Divide complex numbers."""
+    norm = b[0] ** 2 + b[1] ** 2
+    return (a[0] * b[0] + a[1] * b[1]) / norm, (a[1] * b[0] - a[0] * b[1]) / norm
+
+
+def exponential(a: Pair) -> Pair:
+    """Return e^a."""
+    size = torch.exp(a[0])
+    return size * torch.cos(a[1]), size * torch.sin(a[1])
+
+
+def discretize(A: Pair, dt: Tensor, disc: str) -> tuple[Pair, Pair]:
+    """Return the logarithm of a state's factor from one token to the next, and what it takes in of B u.
+
+    Args:
+        A, dt: the eigenvalue and the step of each state.
+        disc: "zoh", the input is constant within a step, or "bilinear".
+    """
+    real, imaginary = dt * A[0], dt * A[1]
+    if disc == "zoh":
+        # e^(real + i imaginary) - 1, exact where it is small
+        decay = torch.expm1(real)
+        less_one = decay * torch.cos(imaginary) - 2 * torch.sin(imaginary / 2) ** 2
+        return (real, imaginary), divided((less_one, (decay + 1) * torch.sin(imaginary)), A)
+    below = 1 - real / 2, -imaginary / 2
+    norm = below[0] ** 2 + below[1] ** 2
+    turn = torch.atan2(imaginary / 2, 1 + real / 2) - torch.atan2(below[1], below[0])
+    taken = divided((dt.expand_as(real), torch.zeros_like(real)), below)
+    decay = 0.5 * torch.log1p(2 * real / norm)
+    return (decay.clamp(min=-100), turn), taken  # e^-100 for a factor of zero, whose logarithm times no tokens is NaN
+
+
+def sum_powers(weight: Pair, log: Pair, l: int) -> Tensor:
+    """Return ``sum_n Re(weight_n exp(log_n k))`` for k = 0 ... l - 1, as (c, d, l).
+
+    With k = side i + j, the powers are products of those for i and for j: about 2 m sqrt(l) of them for each channel
+    instead of m l, and no tensor (d, m, l).
+
+    Args:
+        weight: (c, d, m).
+        log: (d, m).
+    """
+    c, d, m = weight[0].shape
+    side = math.ceil(math.sqrt(l))
+    rows = (l + side - 1) // side
+    j = torch.arange(side, device=log[0].device, dtype=log[0].dtype)
+    i = side * torch.arange(rows, device=log[0].device, dtype=log[0].dtype)
+    near = exponential((log[0].unsqueeze(-1) * j, log[1].unsqueeze(-1) * j))  # (d, m, side)
+    far = exponential((log[0].unsqueeze(-1) * i, log[1].unsqueeze(-1) * i))  # (d, m, rows)
+    far = times((weight[0].unsqueeze(-1), weight[1].unsqueeze(-1)), far)  # (c, d, m, rows)
+    left = torch.cat([far[0], -far[1]], dim=2).permute(1, 0, 3, 2).reshape(d, c * rows, 2 * m)
+    kernel = _product(left, torch.cat(near, dim=1))  # (d, c rows, side)
+    return kernel.view(d, c, rows * side)[:, :, :l].transpose(0, 1)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the matrix product in the precision of its factors, also under autocast."""
+    if torch.jit.is_scripting():
+        return torch.bmm(left, right)
+    if not torch.is_autocast_enabled(left.device.type):
+        return torch.bmm(left, right)
+    with torch.autocast(left.device.type, enabled=False):
+        return torch.bmm(left, right)
+
+
+@torch.no_grad()
+def reset_log_steps(log_dt: Tensor, dt_min: float, dt_max: float) -> None:
+    """Draw the logarithms of steps in place, uniformly between those of `dt_min` and `dt_max`."""
+    log_dt.uniform_(math.log(dt_min), math.log(dt_max))
+
+
+@register_notrace_module
+class S4DKernel(nn.Module):
+    """The kernels of diagonal systems: ``K[k] = 2 Re sum_n C_n B'_n exp(dt A_n)^k``; parameters under S4's names.
+
+    A = -exp(A_real) - i A_imag.
+
+    Args:
+        d_model: d.
+        d_state: n, even.
+        channels: c, also those of a backward direction.
+        init: of A and B, see :func:`vim.layers.hippo.diagonal`.
+        disc: how a step is made of A and B: "zoh" or "bilinear".
+        n_ssm: s, the pairs of A and B, which divides d: channel j has the pair j modulo s. Default: one for each
+            channel. C and the steps are always each channel's own.
+        dt_min, dt_max: the range of the initial steps.
+        dt_tie: one step for all states of a channel, otherwise one each.
+        B_clip: see :func:`vim.layers.hippo.diagonal`.
+        bandlimit: leave out states that turn by more than this part of half a circle a token, which a longer step would
+            alias. Default: all stay.
+        l_max: the longest kernel.
+
+    Raises:
+        ValueError: an odd number of states, or systems that do not divide the channels, or a name that is none of the
+            above.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_state: int = 64,
+        channels: int = 1,
+        init: Spectrum = "legs",
+        disc: Discretization = "zoh",
+        n_ssm: int | None = 1,
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        dt_tie: bool = True,
+        B_clip: float | None = 2.0,
+        bandlimit: float | None = None,
+        l_max: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        s = d_model if n_ssm is None else n_ssm
+        check_counts(d_model=d_model, d_state=d_state, channels=channels, n_ssm=s)
+        check_choice("init", init, get_args(Spectrum))
+        check_choice("disc", disc, get_args(Discretization))
+        if d_state % 2:
+            raise ValueError(f"d_state must be even, got {d_state}")
+        if d_model % s:
+            raise ValueError(f"n_ssm must divide the {d_model} channels, got {s}")
+        if not 0 < dt_min <= dt_max:
+            raise ValueError(f"dt_min must be above 0 and at most dt_max, got {dt_min} and {dt_max}")
+        self.d_state, self.init, self.disc = d_state, init, str(disc)
+        self.dt_min, self.dt_max, self.B_clip, self.bandlimit, self.l_max = dt_min, dt_max, B_clip, bandlimit, l_max
+        m, dd = d_state // 2, Factory(device=device, dtype=dtype)
+        self.inv_dt = nn.Parameter(torch.empty(d_model, 1 if dt_tie else m, **dd))  # S4's name for log(dt)
+        self.A_real = nn.Parameter(torch.empty(s, m, **dd))
+        self.A_imag = nn.Parameter(torch.empty(s, m, **dd))
+        self.B = nn.Parameter(torch.empty(1, s, m, 2, **dd))
+        self.C = nn.Parameter(torch.empty(channels, d_model, m, 2, **dd))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the steps and C anew, and set A and B to what `init` names."""
+        reset_log_steps(self.inv_dt, self.dt_min, self.dt_max)
+        A, B = diagonal(self.init, self.d_state, B_clip=self.B_clip)
+        self.A_real.copy_((-A.real).log().expand_as(self.A_real))
+        self.A_imag.copy_(A.imag.expand_as(self.A_imag))
+        self.B.copy_(torch.view_as_real(B.conj().resolve_conj()).expand_as(self.B))
+        nn.init.normal_(self.C, std=math.sqrt(0.5))
+
+    def terms(self, rate: float = 1.0) -> tuple[Pair, Pair]:
+        """Return what the kernel sums: the weight of each state, (c, d, m), and the logarithm of its factor, (d, m)."""
+        dtype = residual_dtype(self.C)
+        copies = self.C.shape[1] // self.A_real.shape[0]
+        A = -torch.exp(self.A_real.to(dtype)).repeat(copies, 1), -self.A_imag.to(dtype).repeat(copies, 1)
+        dt = torch.exp(self.inv_dt.to(dtype))
+        log, taken = discretize(A, dt * rate, self.disc)
+        B, C = self.B.to(dtype).squeeze(0).repeat(copies, 1, 1), self.C.to(dtype)
+        weight = times((2 * C[..., 0], 2 * C[..., 1]), times((B[..., 0], B[..., 1]), taken))
+        if self.bandlimit is not None:
+            heard = dt * A[1].abs() <= math.pi * self.bandlimit
+            weight = weight[0] * heard, weight[1] * heard
+        return weight, log
+
+    def forward(self, l: int, rate: float = 1.0) -> Tensor:
+        """Return the kernels (c, d, l), or (c, d, l_max) if that is shorter; float32, or float64 in such a model.
+
+        Args:
+            rate: what the steps are multiplied by: 2 for a sequence sampled half as often as in training.
+        """
+        weight, log = self.terms(rate)
+        return sum_powers(weight, log, l if self.l_max is None else min(l, self.l_max))
