@@ -13,6 +13,7 @@ setup(
             language="c++",
             extra_compile_args=[
                 "-O3",
+                "-g0",
                 "-std=c++17",
                 "-ffp-contract=fast",
                 "-fvisibility=hidden",
@@ -21,6 +22,7 @@ setup(
             ],
             extra_link_args=["-pthread"],
             optional=True,
+            py_limited_api=True,  # it knows nothing of Python, so that one build serves all versions
         )
     ]
 )

@@ -7,7 +7,6 @@ C structure of sizes, strides and addresses for each call.
 import ctypes
 import functools
 import warnings
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
@@ -24,14 +23,14 @@ ROWS = "6q"  # `Rows` of common.h, as the struct module writes it
 @functools.cache
 def load() -> ctypes.CDLL | None:
     """Return the library, or None if it is not built or cannot be loaded; the latter warns."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_kernels{suffix}")
-        if path.exists():
-            try:
-                return _declare(ctypes.CDLL(str(path)))
-            except (OSError, AttributeError) as error:  # built for another machine, damaged, or of another version
-                warnings.warn(f"cannot load the native kernels, PyTorch's serve instead: {error}", stacklevel=2)
-    return None
+    path = Path(__file__).with_name("_kernels.abi3.so")
+    if not path.exists():
+        return None
+    try:
+        return _declare(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError) as error:  # built for another machine, damaged, or of another version
+        warnings.warn(f"cannot load the native kernels, PyTorch's serve instead: {error}", stacklevel=2)
+        return None
 
 
 def _declare(found: ctypes.CDLL) -> ctypes.CDLL:
