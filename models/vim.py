@@ -20,6 +20,7 @@ from vim.layers import (
     MambaBackbone,
     MixerName,
     PatchEmbed,
+    Router,
     check_choice,
 )
 
@@ -42,6 +43,13 @@ class Vim(MambaBackbone):
             :class:`vim.layers.Mamba2Mixer`. Default: 16 states with "s6", 64 with "ssd".
         combine, init: of "s6" only.
         head_dim: of "ssd" only.
+        moe_every: behind each so many-th block comes a mixture of feed-forward experts. Experimental: no published
+            vision result exists. None for none.
+        num_experts: of a mixture; the default is 8.
+        router: what a token goes through, see :mod:`vim.layers.moe`: "soft" (the default), a mean of all experts'
+            outputs; "top1", the expert of its highest probability, balanced by `model.aux_loss`.
+        num_slots: of "soft" only, for each expert; the default is 16.
+        capacity_factor, aux_weight: of "top1" only; the defaults are 1.25 and 0.01.
         wd_exempt_A: keep weight decay off `A_log`. The published recipe decays it, against its own code's marks.
             With "ssd" timm's optimizers never decay it: it has one dimension.
     """
@@ -64,6 +72,12 @@ class Vim(MambaBackbone):
         head_dim: int | None = None,
         directions: Directions = "v2",
         combine: Literal["sum", "mean"] | None = None,
+        moe_every: int | None = None,
+        num_experts: int | None = None,
+        router: Router | None = None,
+        num_slots: int | None = None,
+        capacity_factor: float | None = None,
+        aux_weight: float | None = None,
         class_token: ClassToken = "middle",
         dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
@@ -102,6 +116,14 @@ class Vim(MambaBackbone):
                 "directions": directions,
                 "combine": combine,
                 "init": init,
+            },
+            moe_every=moe_every,
+            moe_options={
+                "num_experts": num_experts,
+                "router": router,
+                "num_slots": num_slots,
+                "capacity_factor": capacity_factor,
+                "aux_weight": aux_weight,
             },
             drop_rate=drop_rate,
             pos_drop_rate=pos_drop_rate,
@@ -151,6 +173,7 @@ default_cfgs = generate_default_cfgs(
         "vim_ssd_small.untrained": _facts(),
         "test_vim.untrained": _facts(input_size=(3, 64, 64)),
         "test_vim_ssd.untrained": _facts(input_size=(3, 64, 64)),
+        "test_vim_moe.untrained": _facts(input_size=(3, 64, 64)),
     }
 )
 
@@ -213,3 +236,9 @@ def test_vim(pretrained: bool = False, **options: object) -> Vim:
 def test_vim_ssd(pretrained: bool = False, **options: object) -> Vim:
     """A Vim for tests with Mamba-2's mixer, 0.2 M parameters."""
     return create(Vim, "test_vim_ssd", pretrained, options, embed_dim=64, depth=3, mixer="ssd", head_dim=32)
+
+
+@register_model
+def test_vim_moe(pretrained: bool = False, **options: object) -> Vim:
+    """A Vim for tests with a mixture of experts behind its second block, 0.4 M parameters."""
+    return create(Vim, "test_vim_moe", pretrained, options, embed_dim=64, depth=3, moe_every=2, num_experts=4)

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -34,7 +34,7 @@ from vim.engine.config import reading, write_recipe
 from vim.engine.files import link_whole, make_folder, write_csv
 from vim.engine.guards import StopRequest, advice, first_bad_layer
 from vim.engine.log import Bar, logging_to, on_terminal, progress_bar, write_environment
-from vim.engine.resuming import check_names, check_optimizer, check_rows, refuse_changes
+from vim.engine.resuming import Position, check_names, check_optimizer, check_rows, refuse_changes
 from vim.engine.schema import Meta, check
 from vim.engine.statistics import running_statistics, share_statistics
 from vim.engine.students import Student, own_weights
@@ -104,17 +104,6 @@ class Task(Protocol[Batch]):
     def order(self) -> Facts:
         """Return facts that the order of samples within an epoch follows from."""
         ...
-
-
-@dataclass
-class Position:
-    """Where a run is: the epoch, the updates done in it, and the sum of their losses."""
-
-    epoch: int = 0
-    update: int = 0
-    losses: float = 0.0
-    counted: int = 0  # updates that were not skipped
-    skipped: int = 0  # consecutive skipped updates up to now
 
 
 class Loop(Generic[Batch]):
@@ -241,27 +230,27 @@ class Loop(Generic[Batch]):
         seed_all(self.options.seed, self.at.epoch, rank)  # the workers of a stream draw their seeds from this
         batches = self.task.batches(self.at.epoch, self.at.update * self.accumulate)
         for _ in range(self.at.update, self.updates):
-            loss, stop = self._update(list(islice(batches, self.accumulate)), self.number)
+            figures, stop = self._update(list(islice(batches, self.accumulate)), self.number)
             self.at.update += 1
-            bar.step(self.at.epoch + 1, loss)
-            self.trackers.add({"train/loss": loss, "train/lr": self._rate()}, self.number)
+            bar.step(self.at.epoch + 1, figures["loss"])
+            self.trackers.add({f"train/{name}": value for name, value in figures.items()}, self.number)
             if stop or self.at.update == self.updates or (every and self.at.update % every == 0):
                 self._save()
             if stop:
                 return False
         return True
 
-    def _update(self, batches: Sequence[Batch], number: int) -> tuple[float, bool]:
-        """Do one update. Return the loss, averaged over all processes, and whether a signal came to one of them."""
+    def _update(self, batches: Sequence[Batch], number: int) -> tuple[Figures, bool]:
+        """Do one update. Return its figures, averaged over all processes, and whether a signal came to one of them."""
         # forward and backward; gradients are exchanged with the last batch
         running = [buffer.clone() for buffer in self.running]
-        total = torch.zeros((), device=self.accelerator.device)
+        total = torch.zeros(2, device=self.accelerator.device)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.student):
-                loss = self._loss(self.student, batch, number, i) / len(batches)
-                self.accelerator.backward(loss)
-            total += loss.detach()
+                losses = self._losses(self.student, batch, number, i) / len(batches)
+                self.accelerator.backward(losses[0])
+            total += losses.detach()
 
         # the only transfer to the host: whether to take the step must be known before it
         self.accelerator.unscale_gradients()
@@ -269,8 +258,8 @@ class Loop(Generic[Batch]):
         norm = get_total_norm([parameter.grad for parameter in parameters])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         came = total.new_full((), float(self.stop.came is not None))
-        reduced = self.accelerator.reduce(torch.stack([total, norm.to(total.dtype), came]), "mean")
-        mean, norm_on_host, stop = reduced.tolist()
+        reduced = self.accelerator.reduce(torch.stack([*total, norm.to(total.dtype), came]), "mean")
+        mean, aux, norm_on_host, stop = reduced.tolist()
         finite = math.isfinite(mean) and math.isfinite(norm_on_host)
 
         # the step; in float16 the scaler skips it by itself, and then tries a smaller scale
@@ -284,17 +273,28 @@ class Loop(Generic[Batch]):
             self.at.skipped = 0
             self.at.counted += 1
             self.at.losses += mean
+            self.at.aux += aux
         else:
             self._skip(batches, number, mean, running)
         self.optimizer.zero_grad()
         self.scheduler.step_update(number + 1)
-        return mean, stop > 0
+        return {"loss": mean, "lr": self._rate(), **self._balance(aux)}, stop > 0
 
-    def _loss(self, student: nn.Module, batch: Batch, number: int, i: int) -> Tensor:
-        """Return the loss of batch `i` of an update, whose random choices follow from its place in the run."""
+    def _losses(self, student: nn.Module, batch: Batch, number: int, i: int) -> Tensor:
+        """Return the loss of batch `i` of an update, and what of it balances a model's experts, (2,).
+
+        Random choices follow from the batch's place in the run.
+        """
         seed_all(self.options.seed, number, i, self.accelerator.process_index)
         with self.accelerator.autocast():
-            return self.task.loss(student, batch, self._teacher())
+            loss = self.task.loss(student, batch, self._teacher())
+        aux = getattr(self.task.model, "aux_loss", None)
+        aux = torch.zeros_like(loss) if aux is None else aux
+        return torch.stack([loss + aux, aux.detach()])
+
+    def _balance(self, aux: float) -> Figures:
+        """Return what balances a model's experts as a figure, if it has any to balance."""
+        return {} if getattr(self.task.model, "aux_loss", None) is None else {"aux_loss": aux}
 
     def _teacher(self) -> nn.Module | None:
         """Return the running average, once the recipe wants it as a teacher."""
@@ -306,7 +306,7 @@ class Loop(Generic[Batch]):
     def _skip(self, batches: Sequence[Batch], number: int, loss: float, running: Sequence[Tensor]) -> None:
         """Leave the model as it was, log the first layer that is not finite, and raise if it goes on."""
         student = self.accelerator.unwrap_model(self.student)
-        repeat = (self._loss(student, batch, number, i) for i, batch in enumerate(batches))
+        repeat = (self._losses(student, batch, number, i) for i, batch in enumerate(batches))
         where = first_bad_layer(self.task.model, lambda: list(repeat))
         for buffer, before in zip(self.running, running, strict=True):
             buffer.copy_(before)
@@ -345,8 +345,9 @@ class Loop(Generic[Batch]):
         return figures
 
     def _end_epoch(self, figures: Figures) -> None:
-        mean = self.at.losses / max(self.at.counted, 1)
-        self.rows.append({"epoch": self.at.epoch + 1, "lr": self._rate(), "train_loss": mean, **figures})
+        mean, aux = (total / max(self.at.counted, 1) for total in (self.at.losses, self.at.aux))
+        row = {"epoch": self.at.epoch + 1, "lr": self._rate(), "train_loss": mean}
+        self.rows.append({**row, **self._balance(aux), **figures})
         self.trackers.add({f"epoch/{name}": value for name, value in self.rows[-1].items()}, self.number)
         if self.accelerator.is_main_process:
             _logger.info(", ".join(f"{name} {value:.6g}" for name, value in self.rows[-1].items()))

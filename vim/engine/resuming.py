@@ -1,6 +1,7 @@
 """Whether what a save holds fits the run that is to be resumed from it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,18 @@ from torch import Tensor
 from vim.errors import UserError
 
 Facts = Mapping[str, object]
+
+
+@dataclass
+class Position:
+    """Where a run is: the epoch, the updates done in it, and the sum of their losses."""
+
+    epoch: int = 0
+    update: int = 0
+    losses: float = 0.0
+    aux: float = 0.0  # what of the sum balances a model's experts
+    counted: int = 0  # updates that were not skipped
+    skipped: int = 0  # consecutive skipped updates up to now
 
 
 def refuse_changes(before: Facts, now: Facts, message: str) -> None:

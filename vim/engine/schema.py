@@ -63,11 +63,12 @@ class Meta(TypedDict):
 
 
 class Position(TypedDict):
-    """The fields of :class:`vim.engine.loop.Position`."""
+    """The fields of :class:`vim.engine.resuming.Position`."""
 
     epoch: Annotated[int, Limits(0, 10**7)]
     update: Count
     losses: Number
+    aux: NotRequired[Number]  # saves of version 0.2 have none
     counted: Count
     skipped: Count
 

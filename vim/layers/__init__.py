@@ -11,6 +11,7 @@ from .lti_kernels import S4DKernel
 from .mamba import Init, MambaMixer
 from .mamba2 import Mamba2Mixer
 from .mixer import Directions, MixerState
+from .moe import ExpertBlock, MoEOptions, Router
 from .noncausal_ssd import NonCausalSSD
 from .norm import GatedRMSNorm, MapBatchNorm, ResidualNorm, RMSNorm, residual_dtype
 from .patch_embed import PaddedPatchEmbed, PatchEmbed
@@ -47,6 +48,7 @@ __all__ = [
     "NUM_CLASS_TOKENS",
     "S4DKernel",
     "S6",
+    "Router",
     "SCAN_ORDERS",
     "ClassToken",
     "ConvDownsample",
@@ -54,6 +56,7 @@ __all__ = [
     "Directions",
     "Downsample",
     "Factory",
+    "ExpertBlock",
     "FeatureGetter",
     "GatedRMSNorm",
     "Init",
@@ -67,6 +70,7 @@ __all__ = [
     "MixerName",
     "MixerOptions",
     "MixerState",
+    "MoEOptions",
     "NonCausalSSD",
     "PaddedPatchEmbed",
     "PatchEmbed",

@@ -17,6 +17,7 @@ from .factory import Factory
 from .mamba import Init, MambaMixer
 from .mamba2 import Mamba2Mixer
 from .mixer import Directions
+from .moe import NOT_DECAYED_EXPERTS, ExpertBlock, MoEOptions, expert_blocks
 from .norm import RMSNorm, residual_dtype
 from .patch_embed import PatchEmbed
 from .position import (
@@ -74,8 +75,11 @@ class MambaBackbone(TimmModel):
             tokens. Default: "token" for a model with a class token, otherwise "avg".
         mixer: what :data:`MIXERS` holds.
         mixer_options: its options.
+        moe_every, moe_options: see :func:`vim.layers.moe.expert_blocks`.
         wd_exempt_A: keep weight decay off `A_log`.
     """
+
+    __jit_unused_properties__ = ("aux_loss",)
 
     def __init__(
         self,
@@ -89,6 +93,8 @@ class MambaBackbone(TimmModel):
         depth: int,
         mixer: MixerName = "s6",
         mixer_options: MixerOptions,
+        moe_every: int | None = None,
+        moe_options: MoEOptions | None = None,
         drop_rate: float,
         pos_drop_rate: float,
         drop_path_rate: float,
@@ -105,7 +111,7 @@ class MambaBackbone(TimmModel):
             num_features=embed_dim,
             num_prefix_tokens=num_tokens,
             global_pool=("token" if num_tokens else "avg") if global_pool is None else global_pool,
-            not_decayed=(*EMBEDDING, "A_log", "A_b_log") if wd_exempt_A else EMBEDDING,
+            not_decayed=(*EMBEDDING, *NOT_DECAYED_EXPERTS, *(("A_log", "A_b_log") if wd_exempt_A else ())),
         )
         dd: Factory = {"device": device, "dtype": dtype}
         self.class_token, self.dynamic_img_size = str(class_token), patch_embed.dynamic_img_size
@@ -117,9 +123,17 @@ class MambaBackbone(TimmModel):
         self.cls_token_tail = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if ends else None
         self.pos_embed = nn.Parameter(torch.empty(1, patch_embed.num_patches + num_tokens, embed_dim, **dd))
         self.pos_drop = nn.Dropout(pos_drop_rate)
+        rates = cast(list[float], calculate_drop_path_rates(drop_path_rate, depth))
         self.layers = nn.ModuleList(
-            MambaBlock(RMSNorm(embed_dim, **dd), MIXERS[mixer](embed_dim, depth=depth, **given, **dd), drop_path=rate)
-            for rate in cast(list[float], calculate_drop_path_rates(drop_path_rate, depth))
+            MambaBlock(
+                RMSNorm(embed_dim, **dd),
+                MIXERS[mixer](embed_dim, depth=depth, **given, **dd),
+                drop_path=rate,
+                moe=moe,
+            )
+            for rate, moe in zip(
+                rates, expert_blocks(embed_dim, rates, moe_every, moe_options or {}, **dd), strict=True
+            )
         )
         self.norm_f = RMSNorm(embed_dim, **dd)
         self._add_head(drop_rate, dd)
@@ -137,6 +151,16 @@ class MambaBackbone(TimmModel):
     def num_frames(self) -> int | None:
         """Frames of a clip; None for a model of images."""
         return self.patch_embed.num_frames
+
+    @property
+    def aux_loss(self) -> Tensor | None:
+        """What balances the experts, to be added to the loss of the batch that the model saw last in training.
+
+        It has its weight, and is the sum over the blocks; None if there is nothing to balance.
+        """
+        blocks = [module for module in self.modules() if isinstance(module, ExpertBlock)]
+        losses = [block.aux_loss for block in blocks if block.aux_loss is not None]
+        return torch.stack(losses).sum() if losses else None
 
     def _init_embedding(self) -> None:
         for token in (self.cls_token, self.cls_token_head, self.cls_token_tail, self.pos_embed):

@@ -4,15 +4,13 @@ Source: https://arxiv.org/abs/2407.18559. Sizes: b images, l tokens, c channels,
 groups, n states.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from .factory import Factory
-from .norm import ResidualNorm, residual_dtype
+from .norm import ResidualNorm, residual_dtype, without_autocast
 from .s6 import reset_steps
 
 
@@ -80,7 +78,7 @@ class NonCausalSSD(nn.Module):
         if torch.jit.is_scripting():
             y = self._mix(xBC, dt)
         else:
-            with _without_autocast(x.device.type):
+            with without_autocast(x.device.type):
                 y = self._mix(xBC, dt)
         return self.out_proj(self.norm(y) * z)
 
@@ -96,13 +94,6 @@ class NonCausalSSD(nn.Module):
         y = (_by_group(C, g) @ state).unflatten(-1, (h // g, -1)).permute(0, 2, 3, 1, 4)  # as x
         y = torch.addcmul(y, x, self.D.to(dtype).view(h // g, g, 1))
         return y.reshape(b, rows, columns, -1)
-
-
-def _without_autocast(device: str) -> AbstractContextManager[object]:
-    """Keep products in float32. Where autocast is off, nothing is entered: an exported graph has no trace of it."""
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
 
 
 def _by_group(t: Tensor, groups: int) -> Tensor:

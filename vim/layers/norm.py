@@ -1,5 +1,6 @@
 """Norms of a float32 residual stream."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Unpack
 
 import torch
@@ -21,6 +22,13 @@ def residual_dtype(x: Tensor) -> torch.dtype:
     Vim's residual stream diverges in 16-bit precision.
     """
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Keep products in float32. Where autocast is off, nothing is entered: an exported graph has no trace of it."""
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 class RMSNorm(nn.Module):
