@@ -122,6 +122,33 @@ def test_skipped_updates_in_a_row_end_a_run_others_do_not(tmp_path):
         loop_of(Slope([1, math.nan, math.nan, 1]), tmp_path / "b", max_skipped=2).fit()
 
 
+class Balanced(nn.Linear):
+    """A weight with a loss of its own in each batch of training, a multiple of it."""
+
+    def __init__(self, aux_weight):
+        super().__init__(1, 1, bias=False)
+        nn.init.ones_(self.weight)
+        self.aux_weight, self.aux_loss = aux_weight, torch.zeros(())
+
+    def forward(self, x):
+        if self.training:
+            self.aux_loss = self.aux_weight * self.weight.sum()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("aux_weight", [0.0, 8.0])
+def test_what_balances_experts_is_in_the_loss_once_in_each_batch(aux_weight, tmp_path):
+    task = Slope([1, 3, math.nan, 3])
+    task.model = task.student = Balanced(aux_weight)
+    loop = loop_of(task, tmp_path, lr=0.5, accumulate=2)
+    loop.fit()  # the second update is skipped
+    assert task.model.weight.item() == 1 - 0.5 * (2 + aux_weight)
+    assert loop.rows[0]["train_loss"] == 2 + aux_weight
+    assert loop.rows[0]["aux_loss"] == aux_weight
+    assert list(loop.rows[0]) == ["epoch", "lr", "train_loss", "aux_loss", "figure"]
+    assert read_run(tmp_path / "last.pth")["training"]["rows"] == loop.rows
+
+
 class Normed(Slope):
     """The slope behind a batch norm, whose running mean follows the batches."""
 

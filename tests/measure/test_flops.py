@@ -98,6 +98,21 @@ def test_by_hand_with_mamba2s_mixer():
     assert counts.scan_flops == depth * 2 * 5 * l * e * n
 
 
+@pytest.mark.parametrize("router", ["soft", "top1"])
+def test_by_hand_with_experts(router):
+    l, d, e, p, bare = 17, 64, 8, 16, on_meta("test_vim")
+    cost = cost_of("test_vim", moe_every=2, num_experts=e, router=router)  # of three blocks the second has experts
+    expert = 2 * d * 4 * d + 4 * d + d
+    routing = d * e * p + 1 if router == "soft" else d * e
+    before = sum(parameter.numel() for parameter in bare.parameters())
+    assert cost.parameters == before + d + routing + e * expert
+    assert cost.active_parameters == cost.parameters - (0 if router == "soft" else (e - 1) * expert)
+    places = 3  # of an expert, for 1.25 / 8 of the tokens
+    slots = e * p if router == "soft" else e * places
+    products = slots * 2 * d * 4 * d + (3 * l * d * slots if router == "soft" else l * d * e)
+    assert cost.macs == count(bare, (3, 64, 64)).macs + products
+
+
 def test_directions():
     none, v1, v2 = (
         count(on_meta("test_vim", directions=directions), (3, 64, 64)) for directions in ("none", "v1", "v2")
@@ -199,16 +214,16 @@ def test_tool(call):
     status, output, errors = call("vim_tiny", "deit_tiny_patch16_224", "resnet18")
     assert (status, errors) == (0, "")
     rows = cells(output)
-    assert rows["vim_tiny"] == ["7.15 M", "3x224x224", "197", "1.075", "1.293", "0.523", "3.108"]
-    assert rows["deit_tiny_patch16_224"] == ["5.72 M", "3x224x224", "197", "1.254", "1.254", "0.000", "2.507"]
-    assert rows["resnet18"][2] == "-"
+    assert rows["vim_tiny"] == ["7.15 M", "7.15 M", "3x224x224", "197", "1.075", "1.293", "0.523", "3.108"]
+    assert rows["deit_tiny_patch16_224"] == ["5.72 M", "5.72 M", "3x224x224", "197", "1.254", "1.254", "0.000", "2.507"]
+    assert rows["resnet18"][3] == "-"
     assert "https://github.com/state-spaces/mamba/issues/110" in output
     assert "Of one forward pass of one image." in output
 
 
 def test_tool_without_names_takes_ours(call, monkeypatch):
     cost = cost_of("test_vim")  # counting all would take a minute
-    monkeypatch.setattr(load_tool("model_info"), "cost_of", lambda name, *options: replace(cost, model=name))
+    monkeypatch.setattr(load_tool("model_info"), "cost_of", lambda name, *sizes: replace(cost, model=name))
     names = set(cells(call()[1]))
     assert {"vim_nano", "vim_tiny", "vim_base", "vmamba_tiny_s1l8", "mambar_large", "mambavision_l3_512"} <= names
     assert "deit_tiny_patch16_224" not in names
@@ -240,6 +255,9 @@ def test_tool_options(call, tmp_path):
         ("vim_tiny.nothing", "cannot run vim_tiny.nothing at its own pixels: Invalid pretrained tag (nothing)"),
         ("vim_tiny --img-size 4", "cannot run vim_tiny at 4 pixels: img_size must be at least the patch size"),
         ("inception_v3 --img-size 4", "cannot run inception_v3 at 4 pixels: "),
+        ("vim_tiny --options moe_every", "argument --options: expected KEY=VALUE, got 'moe_every'"),
+        ("vim_tiny --options moe_evry=2", "cannot run vim_tiny at its own pixels: "),
+        ("vim_tiny --options num_experts=2", "cannot run vim_tiny at its own pixels: num_experts must be left out"),
         ("--img-size 0", "--img-size must be at least 1, got 0"),
         ("--batch-size -1", "--batch-size must be at least 1, got -1"),
         ("test_vim --csv nothing/a.csv", "nothing/a.csv: No such file or directory"),

@@ -133,8 +133,13 @@ class SwitchMixture(nn.Module):
         super().__init__()
         self.num_experts, self.aux_weight = num_experts, float(aux_weight)
         self.capacity = round(1000 * capacity_factor)  # whole, so that exporters follow sizes that it makes
-        self.router = nn.Linear(dim, num_experts, bias=False, **dd)
+        self.router = nn.Parameter(torch.empty(dim, num_experts, **dd))
         self.experts = Experts(dim, num_experts, **dd)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the router's parameters anew, as PyTorch's linear layers do."""
+        reset_uniform(self.router.shape[0], self.router)
 
     def idle_parameters(self) -> int:
         """Return how many parameters a token's output does not depend on: those of all experts but one."""
@@ -149,7 +154,7 @@ class SwitchMixture(nn.Module):
         """
         b, l, d = x.shape
         e, places = self.num_experts, -(-l * self.capacity // (1000 * self.num_experts))  # rounded up
-        probabilities = _scores(x.to(residual_dtype(x)), self.router.weight.t()).softmax(-1)  # (b, l, e)
+        probabilities = _scores(x.to(residual_dtype(x)), self.router).softmax(-1)  # (b, l, e)
         probability, expert = probabilities.max(-1)
         chosen = F.one_hot(expert, e)  # (b, l, e)
         place = (chosen.cumsum(1) * chosen).sum(-1) - 1  # (b, l)

@@ -11,7 +11,7 @@ Only forward passes are counted: there is no accepted count for the scan's backw
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -22,6 +22,7 @@ import vim  # noqa: F401  registers the ops and the models
 import vim.kernels.scan.states  # noqa: F401  registers an op that has a formula
 from vim.errors import UserError, describe
 from vim.layers import S6
+from vim.layers.moe import SwitchMixture
 from vim.registry import check_name
 from vim.typing import VisionModel
 
@@ -96,12 +97,14 @@ class Cost:
     """A model's parameters and the compute of one forward pass; see :class:`Counts`.
 
     Attributes:
+        active_parameters: those that one token's features depend on: of the experts of a "top1" router, one.
         input: the size of an image or clip, such as 3x224x224.
         tokens: of an image or clip; "-" for a model of maps.
     """
 
     model: str
     parameters: int
+    active_parameters: int
     input: str
     tokens: int | str
     batch_size: int
@@ -138,24 +141,24 @@ def count(model: nn.Module, input_size: Sequence[int], batch_size: int = 1) -> C
     return Counts(published_macs=published // 2, macs=products // 2, scan_flops=scans)
 
 
-def cost_of(name: str, img_size: int | None = None, batch_size: int = 1) -> Cost:
+def cost_of(name: str, img_size: int | None = None, batch_size: int = 1, **options: Any) -> Cost:
     """Build a timm model without weights, and count its parameters and one forward pass.
 
     Args:
         img_size: height and width in pixels; by default the model's.
+        options: of the model.
 
     Raises:
-        UserError: there is no such model, or it cannot run at this size.
+        UserError: there is no such model, or it cannot run at this size or with these options.
     """
     check_name(name)
     try:
         cfg = timm.get_pretrained_cfg(name)
         assert cfg is not None
         with torch.device("meta"):
-            if img_size and cfg.fixed_input_size:
-                model = timm.create_model(name, img_size=img_size)
-            else:  # other models take any size
-                model = timm.create_model(name)
+            if img_size and cfg.fixed_input_size:  # other models take any size
+                options["img_size"] = img_size
+            model = timm.create_model(name, **options)
         model = cast(VisionModel, model.eval())
         size = (*cfg.input_size[:-2], img_size, img_size) if img_size else cfg.input_size
         frames = getattr(model, "num_frames", None)
@@ -164,9 +167,12 @@ def cost_of(name: str, img_size: int | None = None, batch_size: int = 1) -> Cost
         features: object = model.forward_features(torch.empty(1, *shape, device="meta"))
     except Exception as error:  # models raise many kinds
         raise UserError(f"cannot run {name} at {img_size or 'its own'} pixels: {describe(error)}") from error
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    idle = sum(module.idle_parameters() for module in model.modules() if isinstance(module, SwitchMixture))
     return Cost(
         model=name,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
+        active_parameters=parameters - idle,
         input="x".join(map(str, shape)),
         tokens=features.shape[1] if isinstance(features, Tensor) and features.ndim == 3 else "-",
         batch_size=batch_size,
