@@ -199,7 +199,7 @@ class ExpertBlock(nn.Module):
         y = self.drop_path(y)
         # Behind all that the backward pass needs. Gradient checkpointing, which computes the block again, stops before:
         # a second loss would hold the block's activations until the next batch.
-        if self.training:
+        if aux_loss is not None:
             self.aux_loss = aux_loss
         return residual + y
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vim.errors import require
 from vim.measure.timing import Run, peak_memory, side_by_side
 
 
@@ -48,6 +49,28 @@ def compare(runs: Mapping[str, Run], *, run: str, batch_size: int, size: int, ro
         )
         for name, taken in medians.items()
     ]
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the rows as a table."""
+    require("rich", "the table")
+    from rich.box import ASCII2
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=ASCII2, show_edge=False)
+    for header in ("", "", "batch", "size", "ms", "images/s", "peak MB", "speed"):
+        table.add_column(header, justify="right" if header else "left")
+    for row in rows:
+        sizes = (str(row.batch_size), str(row.size))
+        figures = (f"{row.milliseconds:.2f}", f"{row.per_second:.1f}", f"{row.peak_mb:.1f}", f"{row.speed:.2f} x")
+        table.add_row(row.name, row.run, *sizes, *figures, end_section=row.name == row.baseline)
+    console = Console(width=110, highlight=False)  # a narrow terminal would have the numbers cut
+    console.print(table)
+    console.print(
+        "size: pixels a side, of the scan: tokens. speed: relative to the last of a group. peak MB: what PyTorch\n"
+        "allocates in a run, on top of weights, images and the optimizer's state."
+    )
 
 
 def plot(rows: Sequence[Row], out: Path) -> None:

@@ -48,7 +48,7 @@ def compare_scans(
         names = [name for name in available_backends(device) if name != "reference"] + ["reference"]
         calls = {
             f"scan, {name}": partial(
-                _call, partial(selective_scan, delta_softplus=True, backend=name), inputs, run != "forward"
+                run_op, partial(selective_scan, delta_softplus=True, backend=name), inputs, run != "forward"
             )
             for name in names
         }
@@ -74,7 +74,7 @@ def compare_ssd(
         shared = {"x": u.unflatten(2, (heads, head_dim)), "dt": delta[..., :heads].contiguous(), "A": A[:heads, 0]}
         shared |= {"D": D[:heads], "dt_bias": bias[:heads] - 3}
         for run in PASSES:
-            call = partial(_call, backward=run != PASSES[0])
+            call = partial(run_op, backward=run != PASSES[0])
             calls: dict[str, Callable[[], object]] = {
                 f"ssd, {backend}, {n} states": partial(
                     call, partial(ssd, dt_softplus=True, backend=backend), {**shared, **products}
@@ -87,7 +87,7 @@ def compare_ssd(
     return rows
 
 
-def _call(op: Callable[..., object], inputs: Mapping[str, Tensor], backward: bool) -> None:
+def run_op(op: Callable[..., object], inputs: Mapping[str, Tensor], backward: bool) -> None:
     leaves = {name: tensor.detach().requires_grad_(backward) for name, tensor in inputs.items()}
     y = op(**leaves)
     assert isinstance(y, Tensor)  # no last state was asked for

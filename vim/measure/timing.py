@@ -20,8 +20,12 @@ def seconds(run: Run) -> float:
     return time.perf_counter() - start
 
 
-def side_by_side(runs: Mapping[str, Run], rounds: int) -> dict[str, float]:
-    """Median seconds of each run. The runs take turns, so that a slow phase of the machine slows all of them.
+def side_by_side(
+    runs: Mapping[str, Run], rounds: int, of_all: Callable[[list[float]], float] = median
+) -> dict[str, float]:
+    """Median seconds of each run, or another figure `of_all` rounds.
+
+    The runs take turns, so that a slow phase of the machine slows all of them.
 
     In its turn a short run is called twice, and the second call is timed: the caches then hold its own data, not
     another run's.
@@ -33,7 +37,7 @@ def side_by_side(runs: Mapping[str, Run], rounds: int) -> dict[str, float]:
         for name, run in runs.items():
             first = seconds(run)
             times[name].append(seconds(run) if first < LONG else first)
-    return {name: median(taken) for name, taken in times.items()}
+    return {name: of_all(taken) for name, taken in times.items()}
 
 
 def peak_memory(run: Run) -> int:
