@@ -93,7 +93,7 @@ def test_no_other_file_imports_private_names_of_models():
 STAGED = ["test_vim2", "test_vmamba", "test_mambavision", "test_vssd"]
 
 
-@pytest.fixture(params=["test_vim", "test_vim_ssd", "test_videomamba", "test_mambar", *STAGED])
+@pytest.fixture(params=["test_vim", "test_vim_ssd", "test_vim_moe", "test_videomamba", "test_mambar", *STAGED])
 def name(request):
     import vim  # noqa: F401  registers the models
 
@@ -333,6 +333,7 @@ def test_a_compiled_model_is_one_graph(name):
 WRONG = {
     "test_vim": ({"depth": 0}, {"embed_dim": 0}, {"d_state": 0}),
     "test_vim_ssd": ({"d_state": 0}, {"head_dim": 48}, {"mixer": "s7"}, {"init": "corrected"}, {"d_conv": 0}),
+    "test_vim_moe": ({"moe_every": 0}, {"router": "top2"}, {"num_slots": 0}, {"capacity_factor": 1.0}),
     "test_mambar": ({"num_registers": 0}, {"depth": 0}, {"neck_reduction": 3}),
     "test_videomamba": ({"depth": 0}, {"d_conv": 0}),
     "test_vim2": ({"depths": (1, 1)}, {"expand": 0}),
@@ -366,6 +367,7 @@ def test_variants_are_functions_of_their_module(name):
     counts = {
         "vim": 8,
         "vim_ssd": 2,
+        "vim_moe": 0,
         "vim2": 3,
         "videomamba": 16,
         "vmamba": 9,

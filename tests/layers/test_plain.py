@@ -18,6 +18,7 @@ FAMILIES = {
     "vim_none": ("test_vim", {"directions": "none", "combine": "sum"}),
     "vim_ssd": ("test_vim_ssd", {}),
     "vim_hydra": ("test_vim_ssd", {"directions": "hydra"}),
+    "vim_moe": ("test_vim_moe", {"depth": 2}),
     "videomamba": ("test_videomamba", {"num_frames": 2, "img_size": 32}),
     "vim2": ("test_vim2", {}),
     "vmamba": ("test_vmamba", {"embed_dims": (16, 24), "depths": (1, 1)}),
