@@ -27,19 +27,8 @@ import torch
 from vim.command_line import Parser
 from vim.engine.files import write_csv
 from vim.errors import UserError, require, run
-from vim.measure import (
-    PASSES,
-    Row,
-    compare_baselines,
-    compare_everything,
-    compare_imports,
-    compare_models,
-    gpu,
-    plot,
-    plot_baselines,
-    show,
-    show_baselines,
-)
+from vim.measure import PASSES, Row, compare_everything, compare_imports, compare_models, gpu, plot, show
+from vim.measure.baselines import compare_baselines, plot_baselines, show_baselines
 
 
 def parse() -> argparse.Namespace:
@@ -54,9 +43,7 @@ def parse() -> argparse.Namespace:
     mixing = commands.add_parser("baselines", help="ways to mix tokens")
     add_shared(mixing, argparse.SUPPRESS)
     mixing.add_argument("--tokens", type=int, nargs="+", default=[196, 784, 3136, 12544], metavar="N")
-    mixing.add_argument(
-        "--width", type=int, nargs="+", default=[192, 384, 768], metavar="N", help="channels of a token"
-    )
+    mixing.add_argument("--width", type=int, nargs="+", default=[192, 384, 768], metavar="N", help="channels")
     stages = commands.add_parser("gpu", help="the Triton backend on a GPU")
     stages.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the results, a file a stage")
     stages.add_argument("--minutes", type=float, default=gpu.MINUTES, metavar="N", help="for all stages together")
@@ -66,13 +53,9 @@ def parse() -> argparse.Namespace:
 
 
 def add_shared(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    parser.add_argument(
-        "--rounds", type=int, default=default, metavar="N", help="of --models or baselines (default: 9)"
-    )
+    parser.add_argument("--rounds", type=int, default=default, metavar="N", help="runs to measure (default: 9)")
     parser.add_argument("--device", default=default, help="cpu or cuda")
-    parser.add_argument(
-        "--amp", choices=("no", "bf16", "fp16"), default=default, help="autocast, or dtype of baselines"
-    )
+    parser.add_argument("--amp", choices=("no", "bf16", "fp16"), default=default, help="autocast of models")
     parser.add_argument("--csv", type=Path, default=default, metavar="FILE", help="also write the figures there")
     parser.add_argument("--plot", type=Path, default=default, metavar="FILE", help="also draw them over sizes there")
 

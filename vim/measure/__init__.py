@@ -1,6 +1,6 @@
 """Time, memory and compute of ops and models."""
 
-from vim.measure.baselines import Baseline, compare_baselines, plot_baselines, show_baselines
+from vim.measure.baselines import Baseline, compare_baselines
 from vim.measure.compare import Row, plot, show
 from vim.measure.flops import FORMULAS, Cost, Counts, cost_of, count
 from vim.measure.models import PASSES, compare_imports, compare_models
@@ -28,7 +28,5 @@ __all__ = [
     "cost_of",
     "count",
     "plot",
-    "plot_baselines",
     "show",
-    "show_baselines",
 ]
