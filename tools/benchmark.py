@@ -8,7 +8,6 @@ selective scan, state space duality. `benchmark.py gpu` checks, times, tunes and
 Examples:
     vim-zoo benchmark
     vim-zoo benchmark --models vim_tiny deit_tiny_patch16_224 --img-size 224 448 --forward-only
-    vim-zoo benchmark baselines --tokens 196 784 --csv baselines.csv
 """
 
 import argparse

@@ -2,8 +2,7 @@
 
 Examples:
     vim-zoo info
-    vim-zoo info vim_tiny deit_tiny_patch16_224 --img-size 448
-    vim-zoo info vim_tiny --options moe_every=2 num_experts=8 router=top1
+    vim-zoo info vim_tiny vim_small --img-size 448 --options moe_every=2 router=top1
 """
 
 import argparse
