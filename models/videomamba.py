@@ -91,7 +91,7 @@ class VideoMamba(MambaBackbone):
         mixer: MixerName = "s6",
         d_state: int | None = None,
         d_conv: int | None = None,
-        expand: int = 2,
+        expand: int | None = None,
         head_dim: int | None = None,
         directions: Directions = "v2",
         scan_order: ScanOrder = "spatial_first",

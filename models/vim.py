@@ -21,6 +21,7 @@ from vim.layers import (
     MixerName,
     PatchEmbed,
     Router,
+    Spectrum,
     check_choice,
 )
 
@@ -38,11 +39,13 @@ class Vim(MambaBackbone):
         class_token: its place in the sequence: "middle" (all published weights), "first", one at both "ends", or
             "none".
         dynamic_img_size: take images of any size; the position table is resized for each.
-        mixer: "s6", Mamba's as published, or "ssd", Mamba-2's.
-        d_state, d_conv, expand, directions: of the mixer, see :class:`vim.layers.MambaMixer` and
-            :class:`vim.layers.Mamba2Mixer`. Default: 16 states with "s6", 64 with "ssd".
-        combine, init: of "s6" only.
-        head_dim: of "ssd" only.
+        mixer: "s6", Mamba's as published; "ssd", Mamba-2's; "s4d" or "s5", time-invariant ones; "attention".
+        d_state, d_conv, expand, directions: of the mixer, see :class:`vim.layers.MambaMixer`,
+            :class:`vim.layers.Mamba2Mixer` and :class:`vim.layers.LTIMixer`. Default: 16 states with "s6", otherwise
+            64; 2 for `expand`.
+        combine: of "s6" only.
+        init: of "s6" and "s4d" only.
+        head_dim: of "ssd" and "attention" only.
         moe_every: behind each so many-th block comes a mixture of feed-forward experts. Experimental: no published
             vision result exists. None for none.
         num_experts: of a mixture; the default is 8.
@@ -68,7 +71,7 @@ class Vim(MambaBackbone):
         mixer: MixerName = "s6",
         d_state: int | None = None,
         d_conv: int | None = None,
-        expand: int = 2,
+        expand: int | None = None,
         head_dim: int | None = None,
         directions: Directions = "v2",
         combine: Literal["sum", "mean"] | None = None,
@@ -83,7 +86,7 @@ class Vim(MambaBackbone):
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        init: Init | None = None,
+        init: Init | Spectrum | None = None,
         wd_exempt_A: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -171,9 +174,11 @@ default_cfgs = generate_default_cfgs(
         "vim_base.hustvl_in1k": _published("Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 81.9, 95.8),
         "vim_ssd_tiny.untrained": _facts(),
         "vim_ssd_small.untrained": _facts(),
+        "vim_s4d_tiny.untrained": _facts(),
         "test_vim.untrained": _facts(input_size=(3, 64, 64)),
         "test_vim_ssd.untrained": _facts(input_size=(3, 64, 64)),
         "test_vim_moe.untrained": _facts(input_size=(3, 64, 64)),
+        "test_vim_s4d.untrained": _facts(input_size=(3, 64, 64)),
     }
 )
 
@@ -227,6 +232,12 @@ def vim_ssd_small(pretrained: bool = False, **options: object) -> Vim:
 
 
 @register_model
+def vim_s4d_tiny(pretrained: bool = False, **options: object) -> Vim:
+    """Vim-Tiny with S4D's time-invariant mixer, 5 M parameters, nothing published."""
+    return create(Vim, "vim_s4d_tiny", pretrained, options, embed_dim=192, mixer="s4d")
+
+
+@register_model
 def test_vim(pretrained: bool = False, **options: object) -> Vim:
     """A Vim for tests, 0.2 M parameters."""
     return create(Vim, "test_vim", pretrained, options, embed_dim=64, depth=3)
@@ -242,3 +253,9 @@ def test_vim_ssd(pretrained: bool = False, **options: object) -> Vim:
 def test_vim_moe(pretrained: bool = False, **options: object) -> Vim:
     """A Vim for tests with a mixture of experts behind its second block, 0.4 M parameters."""
     return create(Vim, "test_vim_moe", pretrained, options, embed_dim=64, depth=3, moe_every=2, num_experts=4)
+
+
+@register_model
+def test_vim_s4d(pretrained: bool = False, **options: object) -> Vim:
+    """A Vim for tests with S4D's mixer, 0.2 M parameters."""
+    return create(Vim, "test_vim_s4d", pretrained, options, embed_dim=64, depth=3, mixer="s4d")

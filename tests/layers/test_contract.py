@@ -93,7 +93,9 @@ def test_no_other_file_imports_private_names_of_models():
 STAGED = ["test_vim2", "test_vmamba", "test_mambavision", "test_vssd"]
 
 
-@pytest.fixture(params=["test_vim", "test_vim_ssd", "test_vim_moe", "test_videomamba", "test_mambar", *STAGED])
+@pytest.fixture(
+    params=["test_vim", "test_vim_ssd", "test_vim_s4d", "test_vim_moe", "test_videomamba", "test_mambar", *STAGED]
+)
 def name(request):
     import vim  # noqa: F401  registers the models
 
@@ -313,6 +315,7 @@ def test_derivatives_of_functions(name):
 
 
 FEW_BLOCKS = {
+    "test_vim_s4d": {"depth": 1},
     "test_mambar": {"depth": 1},
     "test_vmamba": {"embed_dims": (8, 16), "depths": (1, 1)},
     "test_mambavision": {"depths": (1, 1, 2, 2)},
@@ -334,6 +337,7 @@ WRONG = {
     "test_vim": ({"depth": 0}, {"embed_dim": 0}, {"d_state": 0}),
     "test_vim_ssd": ({"d_state": 0}, {"head_dim": 48}, {"mixer": "s7"}, {"init": "corrected"}, {"d_conv": 0}),
     "test_vim_moe": ({"moe_every": 0}, {"router": "top2"}, {"num_slots": 0}, {"capacity_factor": 1.0}),
+    "test_vim_s4d": ({"d_state": 7}, {"d_conv": 4}, {"init": "published"}, {"directions": "v1"}, {"expand": 0}),
     "test_mambar": ({"num_registers": 0}, {"depth": 0}, {"neck_reduction": 3}),
     "test_videomamba": ({"depth": 0}, {"d_conv": 0}),
     "test_vim2": ({"depths": (1, 1)}, {"expand": 0}),
@@ -365,9 +369,10 @@ def test_variants_are_functions_of_their_module(name):
         module = entrypoint.__module__.rpartition(".")[2]
         assert entrypoint.__module__ == f"vim.models.{module}" and variant in timm.list_models(module=module)
     counts = {
-        "vim": 8,
+        "vim": 9,
         "vim_ssd": 2,
         "vim_moe": 0,
+        "vim_s4d": 1,
         "vim2": 3,
         "videomamba": 16,
         "vmamba": 9,

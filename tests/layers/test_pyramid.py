@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 import vim  # noqa: F401  registers the models
 from vim.layers.pyramid import pad_to_patches
 
-ISOTROPIC = ("test_vim", "test_vim_ssd", "test_videomamba", "test_mambar")
+ISOTROPIC = ("test_vim", "test_vim_ssd", "test_vim_s4d", "test_videomamba", "test_mambar")
 
 
 def pyramid(name="test_vim", **options):

@@ -9,6 +9,7 @@ import vim  # noqa: F401  registers the models
 TOKENS = [
     *(("test_vim", {"class_token": place}) for place in ("middle", "first", "ends", "none")),
     ("test_vim_ssd", {}),
+    ("test_vim_s4d", {}),
     ("test_mambar", {}),
     ("test_mambar", {"num_registers": 7}),
     ("test_videomamba", {}),

@@ -8,7 +8,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from tests.layers.test_plain import FAMILIES, family  # noqa: F401  the fixture
 
-TRACED = ["vim", "vim_v1", "vim_none", "vim_ssd", "vim_hydra", "vim_moe", "videomamba", "mambar"]
+TRACED = [
+    *("vim", "vim_v1", "vim_none", "vim_ssd", "vim_hydra", "vim_s4d", "vim_s5", "vim_attention", "vim_moe"),
+    *("videomamba", "mambar"),
+]
 
 
 def twice_as_many(inputs):
@@ -34,7 +37,7 @@ def test_symbolic_trace(family):  # noqa: F811
 @pytest.mark.parametrize(
     "name",
     [
-        *("test_vim", "test_vim_ssd", "test_vim_moe", "test_videomamba", "test_mambar"),
+        *("test_vim", "test_vim_ssd", "test_vim_s4d", "test_vim_moe", "test_videomamba", "test_mambar"),
         *("test_vim2", "test_vmamba", "test_vssd", "test_mambavision"),
     ],
 )

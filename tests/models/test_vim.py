@@ -18,6 +18,7 @@ COUNTS = {
     "vim_base": 97_598_440,
     "vim_ssd_tiny": 6_442_312,
     "vim_ssd_small": 23_525_032,
+    "vim_s4d_tiny": 5_128_168,
 }
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_classes": 5}
 
@@ -33,6 +34,7 @@ def test_small_ones_are_small():
         ("test_vim", 300_000),
         ("test_vim_ssd", 300_000),
         ("test_vim_moe", 500_000),
+        ("test_vim_s4d", 300_000),
         ("vim_nano", 500_000),
     ):
         assert sum(p.numel() for p in timm.create_model(name).parameters()) < most

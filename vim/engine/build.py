@@ -33,6 +33,8 @@ from vim.options import ImageData, OptimizerOptions
 from vim.registry import create
 from vim.typing import VisionModel
 
+LTI_LR = 1e-3  # of the steps and states of time-invariant mixers, as published: larger rates alias their kernels
+
 
 def build_model(options: Mapping[str, object]) -> VisionModel:
     """Return the timm model that a recipe's `model` section describes.
@@ -109,11 +111,24 @@ def build_optimizer(student: nn.Module, *, published_decay: bool = False, **opti
         decay = {"layer_decay": options.pop("layer_decay"), "weight_decay": options.get("weight_decay", 0.0)}
         options["param_group_fn"] = partial(published_layer_decay, **decay)
     optimizer = create_optimizer_v2(student, **options)
+    _slow_down(optimizer, student)
     if isinstance(optimizer, Lookahead):
         raise ValueError(f"opt must not be {options['opt']!r}, whose slow weights PyTorch does not save")
     if getattr(optimizer, "is_second_order", False):
         raise ValueError(f"opt must not be {options['opt']!r}, which needs second derivatives")
     return optimizer
+
+
+def _slow_down(optimizer: torch.optim.Optimizer, student: nn.Module) -> None:
+    """Move the dynamics of time-invariant mixers to groups with a learning rate of at most :data:`LTI_LR`."""
+    slow = {id(p) for module in student.modules() for p in getattr(module, "lti_parameters", dict)().values()}
+    for group in list(optimizer.param_groups):
+        own = [parameter for parameter in group["params"] if id(parameter) in slow]
+        if not own or group["lr"] <= LTI_LR:
+            continue
+        scale = group.get("lr_scale", 1.0) * LTI_LR / group["lr"]  # timm's schedules multiply the rate by it
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in slow]
+        optimizer.add_param_group({**group, "params": own, "lr_scale": scale})
 
 
 def _check_optimizer(options: Mapping[str, object]) -> None:

@@ -1,13 +1,16 @@
 """Tokens in, tokens out: what the families are built from."""
 
+from .attention import AttentionMixer
 from .backbone import MambaBackbone, MixerName, MixerOptions
 from .block import MambaBlock
 from .channel_mixer import SelectiveChannelMixer
 from .checks import check_choice, check_counts, check_stages
 from .contract import FeatureGetter, TimmModel, update_model_args
 from .factory import Factory, init_linears
+from .hippo import Spectrum
 from .long_convolution import convolve, fft_size
-from .lti_kernels import S4DKernel
+from .lti import LTIMixer
+from .lti_kernels import LTIKernel, S4DKernel
 from .mamba import Init, MambaMixer
 from .mamba2 import Mamba2Mixer
 from .mixer import Directions, MixerState
@@ -28,6 +31,7 @@ from .position import (
     split_registers,
 )
 from .pyramid import PyramidGetter
+from .s5 import S5
 from .s6 import S6, SelectFrom
 from .scan_paths import (
     SCAN_ORDERS,
@@ -47,9 +51,11 @@ __all__ = [
     "NOT_DECAYED",
     "NUM_CLASS_TOKENS",
     "S4DKernel",
+    "S5",
     "S6",
     "Router",
     "SCAN_ORDERS",
+    "AttentionMixer",
     "ClassToken",
     "ConvDownsample",
     "ConvStem",
@@ -60,6 +66,8 @@ __all__ = [
     "FeatureGetter",
     "GatedRMSNorm",
     "Init",
+    "LTIKernel",
+    "LTIMixer",
     "Mamba2Mixer",
     "MambaBackbone",
     "MambaBlock",
@@ -85,6 +93,7 @@ __all__ = [
     "SelectiveChannelMixer",
     "SelectiveSequenceMixer",
     "SelectiveTokenMixer",
+    "Spectrum",
     "SplitMixer",
     "Stage",
     "StagedBackbone",

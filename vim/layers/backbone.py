@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, TypedDict, cast
 
 import torch
@@ -10,10 +11,13 @@ from timm.layers import calculate_drop_path_rates, global_pool_nlc, lecun_normal
 from timm.models import checkpoint
 from torch import Tensor, nn
 
+from .attention import AttentionMixer
 from .block import MambaBlock
 from .checks import check_choice, check_counts
 from .contract import TimmModel, feature_take_indices, update_model_input_size
 from .factory import Factory
+from .hippo import Spectrum
+from .lti import LTIMixer
 from .mamba import Init, MambaMixer
 from .mamba2 import Mamba2Mixer
 from .mixer import Directions
@@ -33,32 +37,42 @@ torch.fx.wrap("residual_dtype")  # for torch.fx.symbolic_trace, which wraps a na
 EMBEDDING = ("cls_token", "cls_token_head", "cls_token_tail", "pos_embed", "pos_embed_cls", "temporal_pos_embedding")
 
 
-MixerName = Literal["s6", "ssd"]
-MIXERS: dict[MixerName, type[MambaMixer | Mamba2Mixer]] = {"s6": MambaMixer, "ssd": Mamba2Mixer}
+MixerName = Literal["s6", "ssd", "s4d", "s5", "attention"]
+MIXERS: dict[MixerName, Callable[..., nn.Module]] = {
+    "s6": MambaMixer,
+    "ssd": Mamba2Mixer,
+    "s4d": partial(LTIMixer, kind="s4d"),
+    "s5": partial(LTIMixer, kind="s5"),
+    "attention": AttentionMixer,
+}
 
 
 class MixerOptions(TypedDict, total=False):
-    """Options of :class:`MambaMixer` or :class:`Mamba2Mixer` that a family chooses for all of its blocks.
+    """Options of the mixer that a family chooses for all of its blocks.
 
     None is the mixer's own default.
     """
 
     d_state: int | None
     d_conv: int | None
-    expand: int
+    expand: int | None
     head_dim: int | None
     directions: Directions
     combine: Literal["sum", "mean"] | None
-    init: Init | None
+    init: Init | Spectrum | None
 
 
-def _given(mixer: MixerName, options: MixerOptions) -> dict[str, Any]:
-    """Return the options that are given, and raise ValueError for one that the mixer does not have."""
+def _given(mixer: MixerName, options: MixerOptions, depth: int) -> dict[str, Any]:
+    """Return the options that are given, and raise ValueError for one that the mixer does not have.
+
+    A mixer whose output projection depends on the number of blocks is told it.
+    """
     check_choice("mixer", mixer, tuple(MIXERS))
     given = {name: value for name, value in options.items() if value is not None}
-    for name in given.keys() - inspect.signature(MIXERS[mixer]).parameters.keys():
+    own = inspect.signature(MIXERS[mixer]).parameters
+    for name in given.keys() - own.keys():
         raise ValueError(f"{name} must be left out with mixer={mixer!r}, got {given[name]!r}")
-    return given
+    return given | {"depth": depth} if "depth" in own else given
 
 
 class MambaBackbone(TimmModel):
@@ -102,7 +116,7 @@ class MambaBackbone(TimmModel):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        given = _given(mixer, mixer_options)
+        given = _given(mixer, mixer_options, depth)
         check_counts(depth=depth, **{name: given[name] for name in ("d_state", "d_conv", "expand") if name in given})
         num_tokens = NUM_CLASS_TOKENS[class_token]
         super().__init__(
@@ -127,7 +141,7 @@ class MambaBackbone(TimmModel):
         self.layers = nn.ModuleList(
             MambaBlock(
                 RMSNorm(embed_dim, **dd),
-                MIXERS[mixer](embed_dim, depth=depth, **given, **dd),
+                MIXERS[mixer](embed_dim, **given, **dd),
                 drop_path=rate,
                 moe=moe,
             )

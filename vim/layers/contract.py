@@ -188,7 +188,8 @@ class TimmModel(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """The names of the parameters that weight decay must leave alone."""
-        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in self.not_decayed}
+        slow = {id(p) for m in self.modules() for p in getattr(m, "lti_parameters", dict)().values()}
+        return {n for n, p in self.named_parameters() if n.rpartition(".")[2] in self.not_decayed or id(p) in slow}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

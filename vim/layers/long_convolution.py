@@ -5,6 +5,7 @@ and a CPU has none.
 """
 
 import torch
+from timm.layers import register_notrace_function
 from torch import Tensor
 
 from .norm import residual_dtype
@@ -24,6 +25,7 @@ def fft_size(n: int) -> int:
     return min(best, power)
 
 
+@register_notrace_function
 def convolve(x: Tensor, kernel: Tensor, backward: Tensor | None = None, dim: int = -1) -> Tensor:
     """Convolve x with a causal kernel, and with one that looks ahead, along one dimension.
 

@@ -9,14 +9,17 @@ import math
 from typing import Literal, get_args
 
 import torch
-from timm.layers import register_notrace_module
+from timm.layers import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
 from .checks import check_choice, check_counts
 from .factory import Factory
 from .hippo import Spectrum, diagonal
+from .mixer import MixerState
 from .norm import residual_dtype
 
+torch.fx.wrap("residual_dtype")
+torch.fx.wrap("sum_powers")
 Discretization = Literal["zoh", "bilinear"]
 Pair = tuple[Tensor, Tensor]  # the real and the imaginary part
 
@@ -59,6 +62,7 @@ def discretize(A: Pair, dt: Tensor, disc: str) -> tuple[Pair, Pair]:
     return (decay.clamp(min=-100), turn), taken  # e^-100 for a factor of zero, whose logarithm times no tokens is NaN
 
 
+@register_notrace_function
 def sum_powers(weight: Pair, log: Pair, l: int) -> Tensor:
     """Return ``sum_n Re(weight_n exp(log_n k))`` for k = 0 ... l - 1, as (c, d, l).
 
@@ -86,10 +90,18 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     """Return the matrix product in the precision of its factors, also under autocast."""
     if torch.jit.is_scripting():
         return torch.bmm(left, right)
-    if not torch.is_autocast_enabled(left.device.type):
-        return torch.bmm(left, right)
-    with torch.autocast(left.device.type, enabled=False):
-        return torch.bmm(left, right)
+    device = left.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return torch.bmm(left, right)
+    return torch.bmm(left, right)
+
+
+@register_notrace_function
+def powers(log: Pair, l: int) -> Tensor:
+    """Return ``exp(log k)`` for k = 0 ... l - 1, the real and the imaginary parts of (l, m), as (2, l, m)."""
+    k = torch.arange(l, device=log[0].device, dtype=log[0].dtype).unsqueeze(1)
+    return torch.stack(exponential((log[0] * k, log[1] * k)))
 
 
 @torch.no_grad()
@@ -98,8 +110,58 @@ def reset_log_steps(log_dt: Tensor, dt_min: float, dt_max: float) -> None:
     log_dt.uniform_(math.log(dt_min), math.log(dt_max))
 
 
+class LTIKernel(nn.Module):
+    """The kernels of linear time-invariant systems: a part of a mixer, for one axis and one direction or more.
+
+    A subclass names its parameters of the dynamics, which learn at a rate of their own and are not decayed.
+    """
+
+    DYNAMICS: tuple[str, ...] = ()
+
+    def lti_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the dynamics, by name: the steps, A and what else drives the states."""
+        return {name: getattr(self, name) for name in self.DYNAMICS}
+
+    def forward(self, l: int) -> Tensor:
+        """Return the kernels (c, d, l); float32, or float64 in such a model."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: MixerState | None) -> tuple[Tensor, MixerState]:
+        """Map the next tokens of a sequence, (b, l, d), to what a convolution with the kernels has for them.
+
+        Args:
+            state: the state after the tokens before; None at the start of the sequence.
+
+        Returns:
+            (b, l, c, d), and the state for the next step, in the precision of the kernels: two tensors (b, d, m).
+        """
+        raise NotImplementedError
+
+
+class DiagonalKernel(LTIKernel):
+    """The kernels ``K[k] = sum_n Re(weight_n exp(log_n k))``: what a subclass returns as `terms`."""
+
+    def terms(self) -> tuple[Pair, Pair]:
+        """Return the weight of each state, (c, d, m), and the logarithm of its factor from token to token, (d, m)."""
+        raise NotImplementedError
+
+    @torch.jit.ignore
+    def step(self, x: Tensor, state: MixerState | None) -> tuple[Tensor, MixerState]:
+        """See :meth:`LTIKernel.step`."""
+        weight, log = self.terms()
+        factor = exponential(log)
+        u = x.to(log[0].dtype).unsqueeze(-1)  # (b, l, d, 1)
+        re, im = (log[0].new_zeros(len(x), *log[0].shape) for _ in range(2)) if state is None else state
+        outputs = []
+        for token in u.unbind(1):
+            re, im = times(factor, (re, im))
+            re = re + token
+            outputs.append((weight[0] * re.unsqueeze(1) - weight[1] * im.unsqueeze(1)).sum(-1))  # (b, c, d)
+        return torch.stack(outputs, dim=1), (re, im)
+
+
 @register_notrace_module
-class S4DKernel(nn.Module):
+class S4DKernel(DiagonalKernel):
     """The kernels of diagonal systems: ``K[k] = 2 Re sum_n C_n B'_n exp(dt A_n)^k``; parameters under S4's names.
 
     A = -exp(A_real) - i A_imag.
@@ -123,6 +185,8 @@ class S4DKernel(nn.Module):
         ValueError: an odd number of states, or systems that do not divide the channels, or a name that is none of the
             above.
     """
+
+    DYNAMICS = ("inv_dt", "A_real", "A_imag", "B")
 
     def __init__(
         self,
@@ -174,7 +238,7 @@ class S4DKernel(nn.Module):
         nn.init.normal_(self.C, std=math.sqrt(0.5))
 
     def terms(self, rate: float = 1.0) -> tuple[Pair, Pair]:
-        """Return what the kernel sums: the weight of each state, (c, d, m), and the logarithm of its factor, (d, m)."""
+        """See :meth:`DiagonalKernel.terms`; `rate` as for :meth:`forward`."""
         dtype = residual_dtype(self.C)
         copies = self.C.shape[1] // self.A_real.shape[0]
         A = -torch.exp(self.A_real.to(dtype)).repeat(copies, 1), -self.A_imag.to(dtype).repeat(copies, 1)
