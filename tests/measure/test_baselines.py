@@ -40,7 +40,7 @@ def test_every_token_sees_all_others():
             changed[..., token, :] += 1
             moved = (op(**{**inputs, values: changed}) - before).detach().abs()
             by_token = moved.movedim(-2, 0).flatten(1).sum(1)
-            assert (by_token > 0).all(), name
+            assert (by_token > 1e-4 * by_token.max()).all(), name  # more than rounding
 
 
 @pytest.mark.parametrize(("l", "d"), [(40, 64), (24, 128)])
