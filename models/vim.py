@@ -39,12 +39,13 @@ class Vim(MambaBackbone):
         class_token: its place in the sequence: "middle" (all published weights), "first", one at both "ends", or
             "none".
         dynamic_img_size: take images of any size; the position table is resized for each.
-        mixer: "s6", Mamba's as published; "ssd", Mamba-2's; "s4d" or "s5", time-invariant ones; "attention".
+        mixer: "s6", Mamba's as published; "ssd", Mamba-2's; "attention"; "s4d", "s4", "dss", "s5" or "lssl", which are
+            time-invariant.
         d_state, d_conv, expand, directions: of the mixer, see :class:`vim.layers.MambaMixer`,
             :class:`vim.layers.Mamba2Mixer` and :class:`vim.layers.LTIMixer`. Default: 16 states with "s6", otherwise
             64; 2 for `expand`.
         combine: of "s6" only.
-        init: of "s6" and "s4d" only.
+        init: of "s6", "s4d" and "s4" only.
         head_dim: of "ssd" and "attention" only.
         moe_every: behind each so many-th block comes a mixture of feed-forward experts. Experimental: no published
             vision result exists. None for none.

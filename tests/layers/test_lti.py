@@ -13,7 +13,7 @@ from vim.layers import S5, AttentionMixer, LTIMixer, MambaBlock, RMSNorm
 
 PRECISIONS = [(torch.float64, DIGITS), (torch.float32, 1e-4)]
 CONJUGATE = torch.tensor([1, -1])  # the golden eigenvalues have positive imaginary parts, S4's negative ones
-KINDS = ["s4d", "s5"]
+KINDS = ["s4d", "s4", "dss", "s5", "lssl"]
 
 
 def assert_golden(y, want, tolerance):
@@ -171,6 +171,9 @@ def test_padding_has_no_effect(kind, directions):
 def test_the_dynamics_are_named():
     names = set(make("s4d").layer.kernel.lti_parameters())
     assert names == {"inv_dt", "A_real", "A_imag", "B"}
+    assert set(make("s4").layer.kernel.lti_parameters()) == names | {"P"}
+    assert set(make("dss").layer.kernel.lti_parameters()) == {"log_dt", "Lambda_log_neg_re", "Lambda_im"}
+    assert set(make("lssl").layer.kernel.lti_parameters()) == {"log_dt"}
     assert make("s5").layer.lti_parameters().keys() == {"Lambda_re", "Lambda_im", "B", "log_step"}
 
 
@@ -181,6 +184,11 @@ def test_the_dynamics_are_named():
         ({"directions": "v1"}, "directions must be one of"),
         ({"kind": "s5", "expand": 2}, "expand must be left out with 's5', got 2"),
         ({"kind": "s5", "init": "lin"}, "init must be left out with 's5', got 'lin'"),
+        ({"kind": "dss", "init": "legs"}, "init must be left out with 'dss', got 'legs'"),
+        ({"kind": "dss", "disc": "zoh"}, "disc must be one of"),
+        ({"kind": "s4", "init": "lin"}, "init must be one of"),
+        ({"kind": "s4", "n_ssm": 3}, "n_ssm must divide the 8 channels, got 3"),
+        ({"kind": "lssl", "d_state": 3}, "n must be even"),
         ({"kind": "s5", "blocks": 5}, "blocks must cut d_state, 64, into even parts, got 5"),
         ({"init": "published"}, "init must be one of"),
     ],
@@ -196,6 +204,8 @@ def test_refused_calls():
         LTIMixer(6).step(x, None)
     with pytest.raises(ValueError, match="take the tokens in their order only"):
         LTIMixer(6)(x, paths=torch.arange(3).expand(2, 3))
+    with pytest.raises(ValueError, match="disc='softmax' needs the whole sequence"):
+        LTIMixer(6, kind="dss", directions="none", disc="softmax").step(x, None)
     for options in ({"head_dim": 4}, {"directions": "none"}, {"head_dim": 0}):
         with pytest.raises(ValueError, match="must"):
             partial(AttentionMixer, 6, **options)()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.golden.lti import DIGITS, GOLDEN, deviation, noise
-from vim.layers import S4DKernel
-from vim.layers.hippo import diagonal
+from vim.layers import DSSKernel, LSSLKernel, S4DKernel, S4Kernel
+from vim.layers.hippo import diagonal, diagonalize
 
 PRECISIONS = [(torch.float64, DIGITS), (torch.float32, 1e-4)]
 INITS = ["legs", "legt", "fout", "lin", "inv", "inv2", "quad", "real", "rand"]
@@ -158,3 +158,165 @@ def test_built_without_memory_and_then_drawn():
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
         S4DKernel(4, **options)
+
+
+# DSS
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS, ids=str)
+@pytest.mark.parametrize("name", list(GOLDEN["dss_kernel"]["cases"]))
+@torch.no_grad()
+def test_golden_dss(name, dtype, tolerance):
+    golden = GOLDEN["dss_kernel"]
+    want = golden["cases"][name]
+    kernel = DSSKernel(golden["H"], d_state=golden["N"], disc=name.removesuffix("_positive_real"), dtype=dtype)
+    kernel.log_dt.copy_(torch.tensor(golden["dt"], dtype=torch.float64).log())
+    kernel.W.copy_(noise("dss.W", (1, 4, 64, 2)))
+    if name == "softmax":
+        assert deviation(kernel.Lambda[:4, 1], golden["Lambda"]["imag_first4"]) < 1e-7
+        assert deviation(kernel.Lambda[-4:, 1], golden["Lambda"]["imag_last4"]) < 1e-6
+    if name == "softmax_positive_real":
+        kernel.Lambda[:, 0] = torch.tensor([0.02, -0.3], dtype=dtype).repeat(32)
+        kernel.Lambda[:, 1] = torch.linspace(0.5, 20, 64, dtype=torch.float64)
+    K = kernel(golden["L"]).squeeze(0)
+    assert K.dtype == dtype
+    for got, numbers in ((K[:, :8], want["first8"]), (K[:, -2:], want["last2"])):
+        assert (got - torch.tensor(numbers, dtype=torch.float64)).abs().max() / K.abs().max() < tolerance
+    assert deviation(K.norm(dim=1), want["norm"]) < tolerance
+
+
+@torch.no_grad()
+def test_dss_of_conjugate_pairs_is_s4d():
+    """As 2 Re of one of each pair, with C B = W."""
+    s4d, dss = (kind(3, d_state=8, dtype=torch.float64) for kind in (S4DKernel, DSSKernel))
+    dss.log_dt.copy_(s4d.inv_dt.squeeze(1))
+    dss.Lambda_log_neg_re.copy_(s4d.A_real[0].repeat(2))
+    dss.Lambda_im.copy_(torch.cat([-s4d.A_imag[0], s4d.A_imag[0]]))
+    W = torch.view_as_complex(s4d.C) * torch.view_as_complex(s4d.B.squeeze(0).contiguous())
+    dss.W.copy_(torch.view_as_real(torch.cat([W, W.conj()], dim=-1).resolve_conj()))
+    assert deviation(dss(30), s4d(30)) < 1e-12
+
+
+def test_a_growing_state_of_dss_does_not_overflow():
+    kernel = DSSKernel(1, d_state=2, disc="softmax")
+    with torch.no_grad():
+        kernel.log_dt.zero_()
+        kernel.Lambda.copy_(torch.tensor([[0.5, 1.0], [-0.5, 2.0]]))
+    assert kernel(1000).isfinite().all()
+
+
+# S4 and LSSL
+
+
+def dense(kernel):
+    """The system that S4 stands for, with all its conjugates, complex128: A (d, n, n), B (d, n), C (c, d, n)."""
+    d = kernel.C.shape[1]
+    own = torch.arange(d) % kernel.A_real.shape[0]
+    states = torch.complex(-kernel.A_real.double().exp(), -kernel.A_imag.double())[own]
+    P = torch.view_as_complex(kernel.P.double())[:, own]
+    B = torch.view_as_complex(kernel.B.double().squeeze(0).contiguous())[own]
+    C = torch.view_as_complex(kernel.C.double())
+    states, P, B, C = (torch.cat([half, half.conj()], dim=-1) for half in (states, P, B, C))
+    return torch.diag_embed(states) - torch.einsum("rdn,rdm->dnm", P, P.conj()), B, C
+
+
+def bilinear(A, B, dt):
+    one, half = torch.eye(A.shape[-1], dtype=A.dtype), dt.double().view(-1, 1, 1) / 2
+    inverse = torch.linalg.inv(one - half * A)
+    return inverse @ (one + half * A), 2 * half.squeeze(2) * (inverse @ B.unsqueeze(2)).squeeze(2)
+
+
+def impulse_response(A, B, C, l):
+    outputs, state = [], B
+    for _ in range(l):
+        outputs.append((C * state).sum(-1).real)
+        state = (A @ state.unsqueeze(-1)).squeeze(-1)
+    return torch.stack(outputs, dim=-1)
+
+
+def golden_s4(dtype):
+    kernel = S4Kernel(2, d_state=16, n_ssm=2, dtype=dtype)
+    conjugate = torch.tensor([1, -1])
+    kernel.inv_dt.copy_(torch.tensor([[0.01], [0.1]], dtype=torch.float64).log())
+    kernel.A_real.fill_(math.log(0.5))
+    kernel.A_imag.copy_(math.pi * torch.arange(8, dtype=torch.float64))
+    kernel.P.copy_(0.5 * noise("s4.P", (2, 8, 2)) * conjugate)
+    kernel.B.copy_(noise("s4.B", (2, 8, 2)) * conjugate)
+    kernel.C.copy_(noise("s4.C", (2, 8, 2)) * conjugate)
+    return kernel
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS, ids=str)
+@torch.no_grad()
+def test_golden_s4(dtype, tolerance):
+    want, kernel = GOLDEN["s4_dplr_kernel"], golden_s4(dtype)
+    K = kernel(want["L"]).squeeze(0)
+    for got, numbers in ((K[:, :8], want["first8"]), (K[:, -2:], want["last2"])):
+        assert (got - torch.tensor(numbers, dtype=torch.float64)).abs().max() / K.abs().max() < tolerance
+    assert deviation(K.norm(dim=1), want["norm"]) < tolerance
+    assert deviation(kernel(128).norm(dim=2)[0], want["norm_at_L128"]) < tolerance
+
+
+@torch.no_grad()
+def test_s4_loads_what_the_published_code_saves():
+    """Which is C (1 - A'^l), for one length l."""
+    want, kernel = GOLDEN["s4_dplr_kernel"], golden_s4(torch.float64)
+    A, B, C = dense(kernel)
+    A, _ = bilinear(A, B, kernel.inv_dt.exp())
+    C = C.unsqueeze(2)  # (c, d, 1, n)
+    kept = (C - C @ torch.linalg.matrix_power(A, want["L"])).squeeze(2)[..., :8]
+    kept = torch.view_as_real(kept.contiguous())
+    assert deviation(kept[0, :, :4] * torch.tensor([1, -1]), want["C_tilde_first4"]) < DIGITS
+    published = kernel.state_dict() | {"C": kept, "l_kernel": torch.tensor(want["L"])}
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        fresh = S4Kernel(2, d_state=16, n_ssm=2, dtype=dtype)
+        fresh.load_state_dict(published)
+        assert deviation(fresh.C, kernel.C) < tolerance
+        fresh.load_state_dict(fresh.state_dict() | {"l_kernel": torch.tensor(0)})  # of a model that has not run yet
+        assert deviation(fresh.C, kernel.C) < tolerance
+
+
+@pytest.mark.parametrize("init", ["legs", "legt", "fout"])
+@torch.no_grad()
+def test_s4_is_its_recurrence(init):
+    torch.manual_seed(1)
+    for l, options in ((1, {"n_ssm": 4}), (37, {"n_ssm": 2}), (64, {"n_ssm": None})):
+        kernel = S4Kernel(4, d_state=16, channels=3, init=init, **options).double()
+        for parameter in (kernel.A_real, kernel.A_imag, kernel.B, kernel.P):
+            parameter += 0.1 * torch.randn_like(parameter)
+        A, B, C = dense(kernel)
+        want = impulse_response(*bilinear(A, B, kernel.inv_dt.exp()), C, l)
+        assert kernel(l).shape == (3, 4, l)
+        assert deviation(kernel(l), want) < 1e-10
+        assert deviation(kernel.float()(l), want) < 1e-4
+
+
+@pytest.mark.parametrize("dt", [0.01, 0.1])
+@pytest.mark.parametrize("kind", [S4Kernel, LSSLKernel])
+@torch.no_grad()
+def test_golden_hippo(kind, dt):
+    """S4 and LSSL start from the same system: c is in another basis."""
+    want = GOLDEN["hippo_legs_kernel_N8_L64"][f"bilinear_dt{dt}"]
+    c = torch.stack([torch.eye(8, dtype=torch.float64)[0], torch.ones(8, dtype=torch.float64)])
+    if kind is S4Kernel:
+        kernel = S4Kernel(1, d_state=8, channels=2, B_clip=None, dtype=torch.float64)
+        kernel.inv_dt.fill_(math.log(dt))
+        C = c.to(torch.complex128) @ diagonalize("legs", 8).V.conj()
+        kernel.C.copy_(torch.view_as_real(C).unsqueeze(1))
+    else:
+        kernel = LSSLKernel(1, d_state=8, channels=2, dtype=torch.float64)
+        kernel.log_dt.fill_(math.log(dt))
+        kernel.C.copy_(c)
+    for K, name in zip(kernel(64)[:, 0], ("c_e0", "c_ones"), strict=True):
+        assert deviation(K[:8], want[f"{name}_first8"]) < DIGITS
+        assert K.norm().item() == pytest.approx(want[f"{name}_norm"], rel=DIGITS)
+
+
+@torch.no_grad()
+def test_dense_kernels_of_64_states_in_float32():
+    torch.manual_seed(0)
+    for kernel in (S4Kernel(8, B_clip=None), LSSLKernel(8), LSSLKernel(8, measure="legt")):
+        single = kernel(197)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (kernel(197) == single).all()
+        assert deviation(single, kernel.double()(197)) < 1e-4

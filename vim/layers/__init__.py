@@ -6,6 +6,7 @@ from .block import MambaBlock
 from .channel_mixer import SelectiveChannelMixer
 from .checks import check_choice, check_counts, check_stages
 from .contract import FeatureGetter, TimmModel, update_model_args
+from .dss import DSSKernel
 from .factory import Factory, init_linears
 from .hippo import Spectrum
 from .long_convolution import convolve, fft_size
@@ -31,6 +32,7 @@ from .position import (
     split_registers,
 )
 from .pyramid import PyramidGetter
+from .s4 import LSSLKernel, S4Kernel
 from .s5 import S5
 from .s6 import S6, SelectFrom
 from .scan_paths import (
@@ -51,12 +53,14 @@ __all__ = [
     "NOT_DECAYED",
     "NUM_CLASS_TOKENS",
     "S4DKernel",
+    "S4Kernel",
     "S5",
     "S6",
     "Router",
     "SCAN_ORDERS",
     "AttentionMixer",
     "ClassToken",
+    "DSSKernel",
     "ConvDownsample",
     "ConvStem",
     "Directions",
@@ -68,6 +72,7 @@ __all__ = [
     "Init",
     "LTIKernel",
     "LTIMixer",
+    "LSSLKernel",
     "Mamba2Mixer",
     "MambaBackbone",
     "MambaBlock",

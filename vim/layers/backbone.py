@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast, get_args
 
 import torch
 from timm.layers import calculate_drop_path_rates, global_pool_nlc, lecun_normal_, trunc_normal_
@@ -17,7 +17,7 @@ from .checks import check_choice, check_counts
 from .contract import TimmModel, feature_take_indices, update_model_input_size
 from .factory import Factory
 from .hippo import Spectrum
-from .lti import LTIMixer
+from .lti import LTIKind, LTIMixer
 from .mamba import Init, MambaMixer
 from .mamba2 import Mamba2Mixer
 from .mixer import Directions
@@ -37,12 +37,11 @@ torch.fx.wrap("residual_dtype")  # for torch.fx.symbolic_trace, which wraps a na
 EMBEDDING = ("cls_token", "cls_token_head", "cls_token_tail", "pos_embed", "pos_embed_cls", "temporal_pos_embedding")
 
 
-MixerName = Literal["s6", "ssd", "s4d", "s5", "attention"]
+MixerName = Literal["s6", "ssd", "s4d", "s4", "dss", "s5", "lssl", "attention"]
 MIXERS: dict[MixerName, Callable[..., nn.Module]] = {
     "s6": MambaMixer,
     "ssd": Mamba2Mixer,
-    "s4d": partial(LTIMixer, kind="s4d"),
-    "s5": partial(LTIMixer, kind="s5"),
+    **{kind: partial(LTIMixer, kind=kind) for kind in get_args(LTIKind)},
     "attention": AttentionMixer,
 }
 

@@ -5,6 +5,7 @@ https://arxiv.org/abs/2208.04933 (S5).
 Sizes: b images, l tokens, d channels, c kernels a channel.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,16 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice, check_counts
+from .dss import DSSKernel
 from .factory import Factory
 from .hippo import Spectrum
 from .long_convolution import convolve
 from .lti_kernels import LTIKernel, S4DKernel
 from .mixer import MixerState
+from .s4 import LSSLKernel, S4Kernel
 from .s5 import S5
 
 torch.fx.wrap("convolve")
-LTIKind = Literal["s4d", "s5"]
-KERNELS: dict[LTIKind, type[S4DKernel]] = {"s4d": S4DKernel}
+LTIKind = Literal["s4d", "s4", "dss", "s5", "lssl"]
+KERNELS: dict[LTIKind, Callable[..., LTIKernel]] = {
+    "s4d": S4DKernel,
+    "s4": S4Kernel,
+    "dss": DSSKernel,
+    "lssl": LSSLKernel,
+}
 
 
 class LTIConvolution(nn.Module):
@@ -87,12 +95,14 @@ class LTIMixer(nn.Module):
 
     Args:
         d_model: d.
-        kind: "s4d", a diagonal system a channel, or "s5", one system for all channels.
+        kind: "s4d", a diagonal system a channel; "s4", a diagonal plus low-rank one; "dss", S4D without conjugate
+            pairs; "s5", one system for all channels; "lssl", a dense HiPPO matrix, as a reference.
         d_state: states of a system, counting both of a conjugate pair.
         expand: c, the kernels of each channel; S4's `channels`. Not for "s5", which has one system.
         directions: "none" sees the tokens before and the token itself; "v2" also those after, with a C of its own.
-        init: of "s4d" only, see :func:`vim.layers.hippo.diagonal`.
-        options: of the kernel: see :class:`S4DKernel` and :class:`S5`.
+        init: of "s4d" and "s4" only, see :class:`S4DKernel` and :class:`S4Kernel`.
+        options: others of the kernel, see :class:`S4DKernel`, :class:`S4Kernel`, :class:`DSSKernel`, :class:`S5` and
+            :class:`LSSLKernel`.
 
     Raises:
         ValueError: the kernel refuses an option, or a name is none of the above.
@@ -117,10 +127,11 @@ class LTIMixer(nn.Module):
         check_choice("directions", directions, ("none", "v2"))
         self.directions = str(directions)
         bidirectional, dd = directions == "v2", Factory(device=device, dtype=dtype)
+        if init is not None and kind not in ("s4d", "s4"):
+            raise ValueError(f"init must be left out with {kind!r}, got {init!r}")
         if kind == "s5":
-            for name, value in {"expand": expand, "init": init}.items():
-                if value is not None:
-                    raise ValueError(f"{name} must be left out with 's5', got {value!r}")
+            if expand is not None:
+                raise ValueError(f"expand must be left out with 's5', got {expand!r}")
             self.layer: S5 | LTIConvolution = S5(d_model, d_state=d_state, bidirectional=bidirectional, **options, **dd)
             self.output_linear: nn.Module = HalfGLU(d_model, **dd)
             return

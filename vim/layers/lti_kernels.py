@@ -41,6 +41,12 @@ def exponential(a: Pair) -> Pair:
     return size * torch.cos(a[1]), size * torch.sin(a[1])
 
 
+def exponential_less_one(a: Pair) -> Pair:
+    """Return e^a - 1, exact where it is small."""
+    growth = torch.expm1(a[0])
+    return growth * torch.cos(a[1]) - 2 * torch.sin(a[1] / 2) ** 2, (growth + 1) * torch.sin(a[1])
+
+
 def discretize(A: Pair, dt: Tensor, disc: str) -> tuple[Pair, Pair]:
     """Return the logarithm of a state's factor from one token to the next, and what it takes in of B u.
 
@@ -50,10 +56,7 @@ def discretize(A: Pair, dt: Tensor, disc: str) -> tuple[Pair, Pair]:
     """
     real, imaginary = dt * A[0], dt * A[1]
     if disc == "zoh":
-        # e^(real + i imaginary) - 1, exact where it is small
-        decay = torch.expm1(real)
-        less_one = decay * torch.cos(imaginary) - 2 * torch.sin(imaginary / 2) ** 2
-        return (real, imaginary), divided((less_one, (decay + 1) * torch.sin(imaginary)), A)
+        return (real, imaginary), divided(exponential_less_one((real, imaginary)), A)
     below = 1 - real / 2, -imaginary / 2
     norm = below[0] ** 2 + below[1] ** 2
     turn = torch.atan2(imaginary / 2, 1 + real / 2) - torch.atan2(below[1], below[0])
@@ -63,15 +66,15 @@ def discretize(A: Pair, dt: Tensor, disc: str) -> tuple[Pair, Pair]:
 
 
 @register_notrace_function
-def sum_powers(weight: Pair, log: Pair, l: int) -> Tensor:
-    """Return ``sum_n Re(weight_n exp(log_n k))`` for k = 0 ... l - 1, as (c, d, l).
+def sum_powers(weight: Pair, log: Pair, l: int, first: Pair | None = None) -> Tensor:
+    """Return ``sum_n Re(weight_n exp(first_n + log_n k))`` for k = 0 ... l - 1, as (c, d, l).
 
     With k = side i + j, the powers are products of those for i and for j: about 2 m sqrt(l) of them for each channel
     instead of m l, and no tensor (d, m, l).
 
     Args:
         weight: (c, d, m).
-        log: (d, m).
+        log, first: (d, m). By default the first are zero.
     """
     c, d, m = weight[0].shape
     side = math.ceil(math.sqrt(l))
@@ -79,15 +82,18 @@ def sum_powers(weight: Pair, log: Pair, l: int) -> Tensor:
     j = torch.arange(side, device=log[0].device, dtype=log[0].dtype)
     i = side * torch.arange(rows, device=log[0].device, dtype=log[0].dtype)
     near = exponential((log[0].unsqueeze(-1) * j, log[1].unsqueeze(-1) * j))  # (d, m, side)
-    far = exponential((log[0].unsqueeze(-1) * i, log[1].unsqueeze(-1) * i))  # (d, m, rows)
+    start = log[0].unsqueeze(-1) * i, log[1].unsqueeze(-1) * i
+    if first is not None:
+        start = start[0] + first[0].unsqueeze(-1), start[1] + first[1].unsqueeze(-1)
+    far = exponential(start)  # (d, m, rows)
     far = times((weight[0].unsqueeze(-1), weight[1].unsqueeze(-1)), far)  # (c, d, m, rows)
     left = torch.cat([far[0], -far[1]], dim=2).permute(1, 0, 3, 2).reshape(d, c * rows, 2 * m)
-    kernel = _product(left, torch.cat(near, dim=1))  # (d, c rows, side)
+    kernel = matrix_product(left, torch.cat(near, dim=1))  # (d, c rows, side)
     return kernel.view(d, c, rows * side)[:, :, :l].transpose(0, 1)
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Return the matrix product in the precision of its factors, also under autocast."""
+def matrix_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the batched matrix product in the precision of its factors, also under autocast."""
     if torch.jit.is_scripting():
         return torch.bmm(left, right)
     device = left.device.type
