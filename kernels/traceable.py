@@ -6,6 +6,7 @@ by side with cumulative sums between them, take longer in ONNX Runtime. State sp
 a few for all chunks and two small steps for each.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -174,10 +175,35 @@ def _rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-5, backend: str = "a
     return x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
+def _rfft(x: Tensor, n: int, dim: int = -1, norm: str | None = None) -> Tensor:
+    """A Fourier transform of real numbers, followed by zeros up to n, as a product with a matrix."""
+    x = x.movedim(dim, -1)
+    cos, sin = (waves[: x.shape[-1]] for waves in _waves(n, x))
+    return torch.complex(x @ cos, -(x @ sin)).movedim(-1, dim)
+
+
+def _irfft(x: Tensor, n: int, dim: int = -1, norm: str | None = None) -> Tensor:
+    parts = torch.view_as_real(x.movedim(dim, -1))
+    f = torch.arange(n // 2 + 1)
+    once = (f == 0) | (2 * f == n)  # each of the other waves has a conjugate
+    weight = torch.where(once, 1 / n, 2 / n)
+    cos, sin = (weight.to(waves).unsqueeze(1) * waves.T for waves in _waves(n, parts))
+    return (parts[..., 0] @ cos - parts[..., 1] @ sin).movedim(-1, dim)
+
+
+def _waves(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines of n points, (n, n // 2 + 1)."""
+    turns = torch.outer(torch.arange(n), torch.arange(n // 2 + 1)) % n
+    angle = turns.double() * (2 * math.pi / n)
+    return torch.cos(angle).to(like), torch.sin(angle).to(like)
+
+
 # A scan has already called its NAME_forward when a program is decomposed.
 DECOMPOSITIONS: dict[torch._ops.OpOverload, Callable[..., object]] = {
     torch.ops.vim.selective_scan_forward.default: _selective_scan_forward,
     torch.ops.vim.ssd_forward.default: _ssd_forward,
     torch.ops.vim.causal_conv1d.default: _causal_conv1d,
     torch.ops.vim.rms_norm.default: _rms_norm,
+    torch.ops.aten.fft_rfft.default: _rfft,
+    torch.ops.aten.fft_irfft.default: _irfft,
 }

@@ -103,6 +103,17 @@ def test_pt2_of_a_model_of_clips(tmp_path):
         torch.testing.assert_close(load_torch(tmp_path / "a.pt2")(clips), model(clips))
 
 
+@pytest.mark.parametrize("n", [8, 9])
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_fourier_transforms_are_products(n, dim):
+    x = torch.randn(2, 5, 7, dtype=torch.float64)
+    spectrum = torch.fft.rfft(x, n, dim)
+    torch.testing.assert_close(traceable._rfft(x, n, dim), spectrum, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        traceable._irfft(spectrum, n, dim), torch.fft.irfft(spectrum, n, dim), rtol=1e-12, atol=1e-12
+    )
+
+
 def nodes(graph):
     for node in graph.node:
         yield node
@@ -146,6 +157,7 @@ def test_onnx_takes_any_batch(directions, exported):
 
 FAMILIES = {
     "test_vim_ssd": {"depth": 1},
+    "test_vim_s4d": {"depth": 1},
     "test_videomamba": {"depth": 1, "num_frames": 2},
     "test_vim2": {"depths": (1, 1, 1, 1)},
     "test_vmamba": {"embed_dims": (8, 16), "depths": (1, 1), "version": "v0", "d_state": 4},

@@ -134,6 +134,10 @@ def _save_onnx(
     from onnx_ir.passes import common
     from onnxscript import optimizer
 
+    # torch.onnx has transforms of its own, which OpenVINO cannot read
+    own = {op: function for op, function in decompositions.items() if op.namespace == "aten"}
+    if any(node.target in own for node in program.graph.nodes):
+        program = program.run_decompositions(own)
     # In the table that torch.onnx.export takes: a run_decompositions before it would take as long as the export itself.
     with patch.dict(torch._decomp.decomposition_table, decompositions):
         exported = torch.onnx.export(

@@ -20,7 +20,6 @@ from .norm import residual_dtype
 torch.fx.wrap("residual_dtype")
 torch.fx.wrap("sum_powers")
 Scale = Literal["softmax", "exp", "exp-no-scale"]
-EPSILON = 1e-7  # of the published code, against a division by zero
 
 
 @register_notrace_module
@@ -93,7 +92,7 @@ class DSSKernel(DiagonalKernel):
         log = dt * L[0], dt * L[1]
         weight = self.W[..., 0].to(dtype), self.W[..., 1].to(dtype)
         if self.disc == "exp":
-            norm = (L[0] ** 2 + L[1] ** 2).clamp(min=EPSILON)
+            norm = (L[0] ** 2 + L[1] ** 2).clamp(min=1e-7)  # as published
             weight = times(weight, times(exponential_less_one(log), (L[0] / norm, -L[1] / norm)))
         return weight, log
 
@@ -103,7 +102,7 @@ class DSSKernel(DiagonalKernel):
         grows = (L[0] > 0).to(log[0].dtype)  # its largest factor is the last
         down = log[0] * (1 - 2 * grows), log[1] * (1 - 2 * grows)
         total = times(exponential_less_one((down[0] * l, down[1] * l)), L)
-        norm = total[0] ** 2 + total[1] ** 2 + EPSILON
+        norm = total[0] ** 2 + total[1] ** 2 + 1e-7  # as published
         share = times(exponential_less_one(down), (total[0] / norm, -total[1] / norm))
         last = grows * (1 - l)
         return times(weight, share), log, (log[0] * last, log[1] * last)

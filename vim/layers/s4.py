@@ -9,6 +9,7 @@ import math
 from typing import Any, get_args
 
 import torch
+from timm.layers import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
 from .checks import check_choice, check_counts
@@ -17,6 +18,9 @@ from .hippo import SLOWEST, Measure, diagonalize, low_rank, transition
 from .lti_kernels import LTIKernel, matrix_product, reset_log_steps
 from .mixer import MixerState
 from .norm import residual_dtype
+
+torch.fx.wrap("residual_dtype")
+torch.fx.wrap("sum_matrix_powers")
 
 
 class DenseKernel(LTIKernel):
@@ -44,12 +48,7 @@ class DenseKernel(LTIKernel):
     def forward(self, l: int) -> Tensor:
         """Return the kernels (c, d, l); float32, or float64 in such a model."""
         A, B, C = self.discrete(residual_dtype(self.C))
-        c, d, n = C.shape
-        side = 2 ** math.ceil(math.log2(l) / 2)
-        near, jump = _powers(A, B.unsqueeze(2), side)  # (d, n, side)
-        far, _ = _powers(jump.transpose(1, 2), C.permute(1, 2, 0), math.ceil(l / side))  # (d, n, rows c)
-        kernel = matrix_product(far.transpose(1, 2), near)  # (d, rows c, side)
-        return kernel.view(d, -1, c, side).permute(2, 0, 1, 3).reshape(c, d, -1)[..., :l]
+        return sum_matrix_powers(A, B, C, l)
 
     def step(self, x: Tensor, state: MixerState | None) -> tuple[Tensor, MixerState]:
         """See :meth:`LTIKernel.step`; the state is in two halves, (b, d, n / 2) each."""
@@ -62,6 +61,25 @@ class DenseKernel(LTIKernel):
             outputs.append(matrix_product(s, C).permute(1, 2, 0))  # (b, c, d)
         re, im = s.transpose(0, 1).chunk(2, dim=-1)
         return torch.stack(outputs, dim=1), (re, im)
+
+
+@register_notrace_function
+def sum_matrix_powers(A: Tensor, B: Tensor, C: Tensor, l: int) -> Tensor:
+    """Return ``C A^k B`` for k = 0 ... l - 1, as (c, d, l).
+
+    Args:
+        A: (d, n, n).
+        B: (d, n).
+        C: (c, d, n).
+    """
+    c, d, _ = C.shape
+    side = 1
+    while side * side < l:
+        side *= 2
+    near, jump = _powers(A, B.unsqueeze(2), side)  # (d, n, side)
+    far, _ = _powers(jump.transpose(1, 2), C.permute(1, 2, 0), (l + side - 1) // side)  # (d, n, rows c)
+    kernel = matrix_product(far.transpose(1, 2), near)  # (d, rows c, side)
+    return kernel.view(d, -1, c, side).permute(2, 0, 1, 3).reshape(c, d, -1)[:, :, :l]
 
 
 def _powers(A: Tensor, v: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -78,6 +96,7 @@ def _powers(A: Tensor, v: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return v, A
 
 
+@register_notrace_module
 class S4Kernel(DenseKernel):
     """The kernels of diagonal plus low-rank systems, ``A = diag(L) - sum_r P_r P_r*``; parameters under S4's names.
 
@@ -163,6 +182,7 @@ class S4Kernel(DenseKernel):
                 self.C.copy_(torch.stack([re / 2, -im / 2], dim=-1))
 
 
+@register_notrace_module
 class LSSLKernel(DenseKernel):
     """The kernels of LSSL's fixed HiPPO system: a reference, of n^2 numbers a channel.
 
