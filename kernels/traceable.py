@@ -186,7 +186,7 @@ def _irfft(x: Tensor, n: int, dim: int = -1, norm: str | None = None) -> Tensor:
     parts = torch.view_as_real(x.movedim(dim, -1))
     f = torch.arange(n // 2 + 1)
     once = (f == 0) | (2 * f == n)  # each of the other waves has a conjugate
-    weight = torch.where(once, 1 / n, 2 / n)
+    weight = (2 - once.double()) / n
     cos, sin = (weight.to(waves).unsqueeze(1) * waves.T for waves in _waves(n, parts))
     return (parts[..., 0] @ cos - parts[..., 1] @ sin).movedim(-1, dim)
 
