@@ -25,7 +25,7 @@ from vim.layers import (
     check_choice,
 )
 
-from ._registry import create, tag_facts
+from ._registry import create, register_variant, tag_facts
 
 
 class Vim(MambaBackbone):
@@ -238,25 +238,10 @@ def vim_s4d_tiny(pretrained: bool = False, **options: object) -> Vim:
     return create(Vim, "vim_s4d_tiny", pretrained, options, embed_dim=192, mixer="s4d")
 
 
-@register_model
-def test_vim(pretrained: bool = False, **options: object) -> Vim:
-    """A Vim for tests, 0.2 M parameters."""
-    return create(Vim, "test_vim", pretrained, options, embed_dim=64, depth=3)
-
-
-@register_model
-def test_vim_ssd(pretrained: bool = False, **options: object) -> Vim:
-    """A Vim for tests with Mamba-2's mixer, 0.2 M parameters."""
-    return create(Vim, "test_vim_ssd", pretrained, options, embed_dim=64, depth=3, mixer="ssd", head_dim=32)
-
-
-@register_model
-def test_vim_moe(pretrained: bool = False, **options: object) -> Vim:
-    """A Vim for tests with a mixture of experts behind its second block, 0.4 M parameters."""
-    return create(Vim, "test_vim_moe", pretrained, options, embed_dim=64, depth=3, moe_every=2, num_experts=4)
-
-
-@register_model
-def test_vim_s4d(pretrained: bool = False, **options: object) -> Vim:
-    """A Vim for tests with S4D's mixer, 0.2 M parameters."""
-    return create(Vim, "test_vim_s4d", pretrained, options, embed_dim=64, depth=3, mixer="s4d")
+for _name, _doc, _options in (
+    ("test_vim", "A Vim for tests, 0.2 M parameters.", {}),
+    ("test_vim_ssd", "A Vim for tests with Mamba-2's mixer, 0.2 M parameters.", {"mixer": "ssd", "head_dim": 32}),
+    ("test_vim_s4d", "A Vim for tests with S4D's mixer, 0.2 M parameters.", {"mixer": "s4d"}),
+    ("test_vim_moe", "A Vim for tests with experts, 0.4 M parameters.", {"moe_every": 2, "num_experts": 4}),
+):
+    register_variant(Vim, _name, _doc, embed_dim=64, depth=3, **_options)

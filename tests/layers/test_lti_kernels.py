@@ -7,7 +7,7 @@ import torch
 
 from tests.golden.lti import DIGITS, GOLDEN, deviation, noise
 from vim.layers import DSSKernel, LSSLKernel, S4DKernel, S4Kernel
-from vim.layers.hippo import diagonal, diagonalize
+from vim.layers.hippo import diagonal, diagonalize, transition
 
 PRECISIONS = [(torch.float64, DIGITS), (torch.float32, 1e-4)]
 INITS = ["legs", "legt", "fout", "lin", "inv", "inv2", "quad", "real", "rand"]
@@ -289,6 +289,17 @@ def test_s4_is_its_recurrence(init):
         assert kernel(l).shape == (3, 4, l)
         assert deviation(kernel(l), want) < 1e-10
         assert deviation(kernel.float()(l), want) < 1e-4
+
+
+@torch.no_grad()
+def test_what_dense_kernels_start_from():
+    for measure in ("legs", "legt", "fout"):
+        A, B = transition(measure, 16)
+        lssl = LSSLKernel(2, d_state=16, measure=measure, dtype=torch.float64)
+        assert (lssl.A[0] == A).all() and (lssl.B[0] == B).all()
+        for options in ({}, {"B_clip": None}):
+            s4, s4d = (kind(2, d_state=16, init=measure, **options) for kind in (S4Kernel, S4DKernel))
+            assert all((getattr(s4, name) == getattr(s4d, name)).all() for name in ("A_real", "A_imag", "B"))
 
 
 @pytest.mark.parametrize("dt", [0.01, 0.1])

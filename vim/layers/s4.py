@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .checks import check_choice, check_counts
 from .factory import Factory
-from .hippo import SLOWEST, Measure, diagonalize, low_rank, transition
+from .hippo import Measure, diagonal, diagonalize, low_rank, transition
 from .lti_kernels import LTIKernel, matrix_product, reset_log_steps
 from .mixer import MixerState
 from .norm import residual_dtype
@@ -150,14 +150,12 @@ class S4Kernel(DenseKernel):
     def reset_parameters(self) -> None:
         """Draw the steps and C anew, and set A, P and B to those of the HiPPO matrix."""
         reset_log_steps(self.inv_dt, self.dt_min, self.dt_max)
-        form = diagonalize(self.init, self.d_state)
-        self.A_real.copy_((-form.A.real).clamp(min=SLOWEST).log().expand_as(self.A_real))
-        self.A_imag.copy_(form.A.imag.expand_as(self.A_imag))
-        B = torch.view_as_real(form.B.conj().resolve_conj())
-        if self.B_clip is not None:
-            B[:, 1].clamp_(-self.B_clip, self.B_clip)
-        self.B.copy_(B.expand_as(self.B))
-        self.P.copy_(torch.view_as_real(form.P.conj().resolve_conj()).unsqueeze(1).expand_as(self.P))
+        A, B = diagonal(self.init, self.d_state, B_clip=self.B_clip)
+        P = diagonalize(self.init, self.d_state).P
+        self.A_real.copy_((-A.real).log().expand_as(self.A_real))
+        self.A_imag.copy_(A.imag.expand_as(self.A_imag))
+        self.B.copy_(torch.view_as_real(B.conj().resolve_conj()).expand_as(self.B))
+        self.P.copy_(torch.view_as_real(P.conj().resolve_conj()).unsqueeze(1).expand_as(self.P))
         nn.init.normal_(self.C, std=math.sqrt(0.5))
 
     def system(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
