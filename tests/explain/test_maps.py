@@ -297,3 +297,17 @@ def test_models_that_cannot_be_explained():
     for options in ({"num_classes": 0}, {"global_pool": ""}):
         with pytest.raises(UserError, match="a model with classes is needed"):
             explain(timm.create_model("test_vim", **options), images)
+
+
+@pytest.mark.parametrize("name", ["test_vmamba", "test_vim2"])
+def test_dilated_stages(name):
+    """Their tokens are scanned in parts: there is no matrix of all, but the maps of gradients hold."""
+    model = timm.create_model(name, output_stride=16, num_classes=5).double().eval()
+    images = torch.randn(2, 3, 40, 72, dtype=torch.float64)
+    for call in (implicit_attention, layer_maps, lambda *of: explain(*of, method="rollout")):
+        with pytest.raises(UserError, match="dilated stages is not offered: build the model without output_stride, wh"):
+            call(model, images)
+    for method in ("lrp", "gradcam"):
+        maps = explain(model, images, 1, method)
+        torch.testing.assert_close(maps[1:], explain(model, images[1:], 1, method))
+        assert maps.shape == (2, 40, 72) and maps.any()

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from vim.errors import UserError
 from vim.kernels.scan.reference import Inputs, Options
 from vim.kernels.ssd import reference as ssd
-from vim.layers import Mamba2Mixer, MambaMixer, SelectiveTokenMixer
+from vim.layers import Mamba2Mixer, MambaMixer, SelectiveTokenMixer, Stage
 
 from .frozen import in_this_thread
 from .matrices import Selection
@@ -150,7 +150,7 @@ def recorded(model: nn.Module, layers: Sequence[int] | None = None) -> Iterator[
         layers: indices of the mixers of tokens, also from the end; None for all.
 
     Raises:
-        UserError: the model has no mixer of tokens that scans, or no such layer.
+        UserError: the model has no mixer of tokens that scans, or dilated stages, or no such layer.
     """
     mixers = [module for module in model.modules() if isinstance(module, Mixer)]
     if any(getattr(module, "directions", "") == "hydra" for module in mixers):
@@ -159,6 +159,11 @@ def recorded(model: nn.Module, layers: Sequence[int] | None = None) -> Iterator[
         raise UserError(
             f"hidden attention needs a model whose tokens are scanned (Vim, VideoMamba, Mamba-R, VMamba, ViM2), "
             f"got {type(model).__name__}: use method 'lrp' or 'gradcam'"
+        )
+    if any(isinstance(module, Stage) and module.dilation > 1 for module in model.modules()):
+        raise UserError(
+            "hidden attention of dilated stages is not offered: build the model without output_stride, which has the "
+            "same weights, or use method 'lrp' or 'gradcam'"
         )
     count = len(mixers)
     if layers is not None and not layers:
