@@ -135,6 +135,8 @@ def changed(column, row, value):
         (lambda: wide_frame()[["c0"]], "the frame has no column c1: expected c0, c1"),
         (lambda: wide_frame().tz_localize("UTC"), "dates in the time zone UTC: take it off, by tz_localize.None."),
         (lambda: wide_frame().set_axis(["c0", "c0"], axis=1), "several columns or series of one name, among c0, c0"),
+        (lambda: wide_frame().reset_index(names="ds").assign(date=1.0), "a column or a series named date beside"),
+        (lambda: long_frame(wide_frame().set_axis(["c0", "date"], axis=1)), "a column or a series named date beside"),
         (lambda: wide_frame().to_numpy(), "a pandas.DataFrame expected, got numpy.ndarray"),
     ],
 )  # fmt: skip

@@ -63,6 +63,8 @@ def _widen(frame: "pandas.DataFrame") -> "pandas.DataFrame":
     names = [str(name) for name in wide.columns]
     if len(set(names)) < len(names):
         raise UserError(f"{SOURCE} has several columns or series of one name, among {', '.join(names)[:200]}")
+    if "date" in names:
+        raise UserError(f"{SOURCE} has a column or a series named date beside its dates: rename it, or leave it out")
     return wide.set_axis(names, axis=1).reset_index(names="date")
 
 
