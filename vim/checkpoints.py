@@ -401,6 +401,11 @@ def _first_conv(model: Loadable) -> str:
     return f"{model.pretrained_cfg['first_conv']}.weight"
 
 
+def of_now(weights: Mapping[str, Tensor], model: object) -> dict[str, Any]:
+    """Return the weights that a run has saved, without those that earlier versions of its model had."""
+    return model.rename_weights(dict(weights)) if isinstance(model, Loadable) else dict(weights)
+
+
 def check_fit(weights: Mapping[str, object], model: Loadable | nn.Module, source: str | Path) -> None:
     """Refuse weights that do not fit a model: all of its tensors, no others, of the same shapes, and finite.
 
@@ -418,6 +423,8 @@ def check_fit(weights: Mapping[str, object], model: Loadable | nn.Module, source
         hint = ": num_classes must be the file's, or 0" if first in HEAD else ""
         if first == HEAD[0] and first in found and found[first][:1] == wanted.get(first, ())[:1]:
             hint = ": global_pool must be the file's, or num_classes 0"  # Mamba-R's head is as wide as what is pooled
+        if first not in wanted and first not in of_now(tensors, model):
+            hint = f": an earlier version saved it, so train anew from it, model.pretrained_cfg_overlay.file={source}"
         if not wanted.keys() & found.keys():
             hint = f"; {_names(weights)}"
         raise UserError(

@@ -9,9 +9,10 @@ from tests.tiny import few_digits, run_of, tiny_recipe, write_parquet, write_sha
 from vim.engine.config import load_recipe
 from vim.engine.log import progress_bar
 from vim.engine.loop import Loop
-from vim.engine.weights import save_whole
+from vim.engine.weights import load_trained, save_whole
 from vim.errors import UserError
 from vim.options import ImageRecipe
+from vim.tasks.classification.candidates import load_candidate
 
 RECIPES = {
     "mixup": {"mixup__mixup_alpha": 0.8, "mixup__cutmix_alpha": 1.0},
@@ -187,6 +188,32 @@ def test_a_checkpoint_of_another_model(run, tmp_path):
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(UserError, match=re.escape("other.pth is of another model: cls_token is (1, 1, 8) there and")):
         run_of(tiny_recipe(), tmp_path, tmp_path / "other.pth")
+
+
+def test_a_save_with_layers_that_the_model_has_no_more(tmp_path):
+    """As of Mamba-R that pools the patches: it once had its neck all the same."""
+    recipe = tiny_recipe(**{"model.model_name": "test_mambar", "model.global_pool": "avg"})
+    run_of(recipe, tmp_path).fit()
+    image, path = torch.randn(2, 1, 16, 16), tmp_path / "old.pth"
+    want = load_trained(tmp_path / "best.pth")[0](image)
+    state = load(tmp_path / "last.pth")
+    for weights in (state["model"], state["training"]["model"]):
+        weights |= {"neck.weight": torch.ones(8, 16), "norm_neck.weight": torch.ones(24)}
+    torch.save(state, path)
+    assert torch.equal(load_candidate(path, weights="raw").model(image), load_trained(path)[0](image))
+    with pytest.raises(
+        UserError, match=r"old.pth is of another model: neck.weight is .8, 16. there and missing .* an ear"
+    ):
+        run_of(recipe, tmp_path / "again", path)
+    state["model"] = load(tmp_path / "best.pth")["model"] | {"neck.weight": torch.ones(8, 16)}
+    torch.save(state, path)
+    overlay = {
+        "model.pretrained": True,
+        "model.pretrained_cfg_overlay.file": str(path),
+        "model.model_name": "test_mambar",
+    }
+    anew = run_of(tiny_recipe(**overlay, **{"model.global_pool": "avg"}), tmp_path / "anew")
+    assert torch.equal(anew.task.model.eval()(image), want)
 
 
 def test_dropout_may_change_when_a_run_is_resumed(run, tmp_path):

@@ -13,7 +13,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from vim.checkpoints import check_fit
+from vim.checkpoints import check_fit, of_now
 from vim.errors import UserError, describe
 
 MOST_UNSAVED = 2**26  # numbers in a model's tables that are not saved with it
@@ -34,6 +34,7 @@ def rebuild(make: Callable[[], M], weights: Mapping[str, Tensor], source: Path) 
         raise UserError(f"{source} is no sound checkpoint: its tensors share their numbers with one another")
     with building(source), torch.device("meta"), _at_most(10_000 + 20 * len(weights)):
         plan = make()
+    weights = of_now(weights, plan)
     check_fit(weights, plan, source)
     saved = plan.state_dict()
     unsaved = sum(buffer.numel() for name, buffer in plan.named_buffers() if name not in saved)

@@ -12,7 +12,7 @@ import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from vim.checkpoints import adapt, check_fit, read_checkpoint, rename
+from vim.checkpoints import adapt, check_fit, of_now, read_checkpoint, rename
 from vim.data import make_transform
 from vim.engine.files import link_whole, make_folder, naming, written_whole
 from vim.engine.rebuild import building, rebuild
@@ -130,6 +130,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) 
     Raises:
         UserError: a tensor is missing, unexpected, of another shape or not finite; the error names the first.
     """
+    weights = of_now(weights, model)
     check_fit(weights, model, source)
     model.load_state_dict(weights)
 
