@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 import vim  # noqa: F401  registers the models
+from vim.layers.stages import merge_phases, split_phases
 
 STAGED = ("test_vim2", "test_vmamba", "test_mambavision", "test_vssd")
 CASES = [
@@ -51,3 +52,14 @@ def test_pretrained_weights_and_gradients(name, tmp_path):
 def test_no_such_stride():
     with pytest.raises(ValueError, match=r"output_stride must be one of \(4, 8, 16, 32\), got 12"):
         timm.create_model("test_vmamba", output_stride=12)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
+def test_a_part_of_a_map_is_every_second_row_and_column(size):
+    """Each part is in its own place, which the map without `output_stride` does not show: it is the first of them."""
+    x = torch.randn(3, *size, 2)
+    parts = split_phases(x, 2).unflatten(0, (2, 2, 3))
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        want = x[:, i::2, j::2]
+        assert torch.equal(parts[i, j][:, : want.shape[1], : want.shape[2]], want)
+    assert torch.equal(merge_phases(parts.flatten(0, 2), 2, *size), x)
