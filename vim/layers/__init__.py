@@ -11,14 +11,14 @@ from .factory import Factory, init_linears
 from .hippo import Spectrum
 from .long_convolution import convolve, fft_size
 from .lti import LTIMixer
-from .lti_kernels import LTIKernel, S4DKernel
+from .lti_kernels import LTIKernel, S4DKernel, constant_kernels
 from .mamba import Init, MambaMixer
 from .mamba2 import Mamba2Mixer
 from .mixer import Directions, MixerState
 from .moe import ExpertBlock, MoEOptions, Router
 from .noncausal_ssd import NonCausalSSD
 from .norm import GatedRMSNorm, MapBatchNorm, ResidualNorm, RMSNorm, residual_dtype
-from .patch_embed import PaddedPatchEmbed, PatchEmbed
+from .patch_embed import PaddedPatchEmbed, PatchEmbed, as_frames
 from .position import (
     NUM_CLASS_TOKENS,
     ClassToken,
@@ -33,6 +33,7 @@ from .position import (
 )
 from .pyramid import PyramidGetter
 from .s4 import LSSLKernel, S4Kernel
+from .s4nd import S4ND, S4NDBlock, S4NDDownsample, S4NDKernel, S4NDStem
 from .s5 import S5
 from .s6 import S6, SelectFrom
 from .scan_paths import (
@@ -55,6 +56,11 @@ __all__ = [
     "S4DKernel",
     "S4Kernel",
     "S5",
+    "S4ND",
+    "S4NDBlock",
+    "S4NDDownsample",
+    "S4NDKernel",
+    "S4NDStem",
     "S6",
     "Router",
     "SCAN_ORDERS",
@@ -103,9 +109,12 @@ __all__ = [
     "Stage",
     "StagedBackbone",
     "TimmModel",
+    "Spectrum",
+    "as_frames",
     "check_choice",
     "check_counts",
     "check_stages",
+    "constant_kernels",
     "convolve",
     "cross_merge",
     "cross_scan",

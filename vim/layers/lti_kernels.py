@@ -6,6 +6,8 @@ real ones, and complex numbers are pairs of real tensors: exporters know no othe
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -265,3 +267,36 @@ class S4DKernel(DiagonalKernel):
         """
         weight, log = self.terms(rate)
         return sum_powers(weight, log, l if self.l_max is None else min(l, self.l_max))
+
+
+class _Constant(nn.Module):
+    """Return what a kernel returned."""
+
+    def __init__(self, kernel: Tensor) -> None:
+        super().__init__()
+        self.kernel = nn.Buffer(kernel)
+
+    def forward(self, l: int, rate: float = 1.0) -> Tensor:
+        return self.kernel
+
+
+@contextmanager
+@torch.no_grad()
+def constant_kernels(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Within this context, a model's kernels are the constants that they are for images of this size: for exports."""
+    kernels = {name: module for name, module in model.named_modules() if isinstance(module, LTIKernel)}
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda module, args, kernel, name=name: seen.update({name: kernel}))
+        for name, module in kernels.items()
+    ]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    try:
+        for name, kernel in seen.items():
+            model.set_submodule(name, _Constant(kernel))
+        yield
+    finally:
+        for name, module in kernels.items():
+            model.set_submodule(name, module)

@@ -24,21 +24,38 @@ def as_frames(image: Tensor, frames: bool) -> Tensor:
 
 @register_notrace_function
 def pad_image(image: Tensor, multiple: int) -> Tensor:
-    """Pad (b, c, h, w) with zeros on the right and below, until h and w are multiples."""
-    down, right = -image.shape[2] % multiple, -image.shape[3] % multiple
+    """Pad (..., h, w) with zeros on the right and below, until h and w are multiples."""
+    down, right = -image.shape[-2] % multiple, -image.shape[-1] % multiple
     return F.pad(image, (0, right, 0, down)) if down + right > 0 else image
 
 
 class PaddedPatchEmbed(nn.Module):
-    """A convolution over patches of an image of any size, which is padded with zeros to whole patches."""
+    """A convolution over patches of an image of any size, which is padded with zeros to whole patches.
 
-    def __init__(self, patch_size: int, in_chans: int, embed_dim: int, **dd: Unpack[Factory]) -> None:
+    Args:
+        tubelet_size: frames of a clip that are embedded together, a divisor of their number; None for images.
+    """
+
+    def __init__(
+        self,
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        *,
+        tubelet_size: int | None = None,
+        **dd: Unpack[Factory],
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, **dd)
+        self.proj: nn.Conv2d | nn.Conv3d
+        if tubelet_size is None:
+            self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, **dd)
+        else:
+            patch = (tubelet_size, patch_size, patch_size)
+            self.proj = nn.Conv3d(in_chans, embed_dim, patch, patch, **dd)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map (b, c, h, w) to (b, rows, columns, d), rounded up."""
+        """Map (b, c, h, w) to (b, rows, columns, d), or (b, c, t, h, w) to (b, t, rows, columns, d), rounded up."""
         return self.proj(pad_image(image, self.patch_size)).movedim(1, -1)
 
 

@@ -35,9 +35,10 @@ class DenseKernel(LTIKernel):
         """Return the steps (d), A (s, n, n), B (s, n) and C (c, d, n), with s a divisor of d."""
         raise NotImplementedError
 
-    def discrete(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Return A' (d, n, n), B' (d, n) and C (c, d, n)."""
+    def discrete(self, dtype: torch.dtype, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Return A' (d, n, n), B' (d, n) and C (c, d, n); `rate` as for :meth:`forward`."""
         dt, A, B, C = self.system(dtype)
+        dt = rate * dt
         copies = len(dt) // len(A)
         half = dt.view(-1, 1, 1) / 2 * A.repeat(copies, 1, 1)
         one = torch.eye(A.shape[-1], device=A.device, dtype=dtype)
@@ -45,9 +46,13 @@ class DenseKernel(LTIKernel):
         solved = torch.linalg.solve(one - half, torch.cat([one + half, driven], dim=2))
         return solved[..., :-1], solved[..., -1], C
 
-    def forward(self, l: int) -> Tensor:
-        """Return the kernels (c, d, l); float32, or float64 in such a model."""
-        A, B, C = self.discrete(residual_dtype(self.C))
+    def forward(self, l: int, rate: float = 1.0) -> Tensor:
+        """Return the kernels (c, d, l); float32, or float64 in such a model.
+
+        Args:
+            rate: what the steps are multiplied by: 2 for a sequence sampled half as often as in training.
+        """
+        A, B, C = self.discrete(residual_dtype(self.C), rate)
         return sum_matrix_powers(A, B, C, l)
 
     def step(self, x: Tensor, state: MixerState | None) -> tuple[Tensor, MixerState]:
@@ -106,8 +111,9 @@ class S4Kernel(DenseKernel):
 
     Args:
         init: of A, P and B, a HiPPO matrix: "legs", "legt" or "fout".
-        d_model, d_state, channels, n_ssm, dt_min, dt_max, B_clip: see :class:`S4DKernel`. The published `B_clip` makes
-            B another than the HiPPO matrix's; None keeps that.
+        d_model, d_state, channels, n_ssm, dt_min, dt_max, B_clip, bandlimit: see :class:`S4DKernel`. The published
+            `B_clip` makes B another than the HiPPO matrix's; None keeps that. States beyond the band act on the others,
+            but are not read.
 
     Raises:
         ValueError: see :class:`S4DKernel`.
@@ -126,6 +132,7 @@ class S4Kernel(DenseKernel):
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
         B_clip: float | None = 2.0,
+        bandlimit: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -135,7 +142,7 @@ class S4Kernel(DenseKernel):
         check_choice("init", init, get_args(Measure))
         if d_model % s:
             raise ValueError(f"n_ssm must divide the {d_model} channels, got {s}")
-        self.d_state, self.init, self.B_clip = d_state, init, B_clip
+        self.d_state, self.init, self.B_clip, self.bandlimit = d_state, init, B_clip, bandlimit
         self.dt_min, self.dt_max = dt_min, dt_max
         m, rank, dd = d_state // 2, len(low_rank(init, d_state)), Factory(device=device, dtype=dtype)
         self.inv_dt = nn.Parameter(torch.empty(d_model, 1, **dd))  # S4's name for log(dt)
@@ -165,8 +172,11 @@ class S4Kernel(DenseKernel):
         P = torch.cat(self.P.to(dtype).unbind(-1), dim=-1)  # (r, s, n)
         A = A - 2 * (P.unsqueeze(3) * P.unsqueeze(2)).sum(0)
         B = torch.cat(self.B.to(dtype).squeeze(0).unbind(-1), dim=-1)
-        C = self.C.to(dtype)
-        return torch.exp(self.inv_dt.to(dtype)).squeeze(1), A, B, torch.cat([2 * C[..., 0], -2 * C[..., 1]], dim=-1)
+        C, dt = self.C.to(dtype), torch.exp(self.inv_dt.to(dtype))
+        if self.bandlimit is not None:
+            turn = dt * self.A_imag.to(dtype).abs().repeat(len(dt) // len(self.A_imag), 1)
+            C = C * (turn <= math.pi * self.bandlimit).unsqueeze(-1)
+        return dt.squeeze(1), A, B, torch.cat([2 * C[..., 0], -2 * C[..., 1]], dim=-1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         length = int(state_dict.pop(f"{prefix}l_kernel", 0))

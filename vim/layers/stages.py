@@ -220,7 +220,8 @@ class StagedBackbone(TimmModel):
         patch_embed: the stem; maps images (b, c, h, w) to (b, rows, columns, embed_dims[0]).
         stride: pixels between the stem's outputs.
         norm_embed: follows the stem; None for a stem with a norm of its own.
-        embed_dims: channels of each stage; from one stage to the next, height and width are halved.
+        embed_dims: channels of each stage.
+        strides: pixels between the outputs of each stage. Default: from one stage to the next, twice as many.
         output_stride: the largest stride; stages that would go beyond it are dilated, see :meth:`Stage.dilate`. None
             for that of the last stage.
         norm_f: follows the last stage.
@@ -230,7 +231,7 @@ class StagedBackbone(TimmModel):
     """
 
     blocks = "stages"
-    out_indices = (0, 1, 2, 3)
+    out_indices: int | tuple[int, ...] = (0, 1, 2, 3)
     published_names: tuple[tuple[str, str], ...] = ()  # patterns of how published names start, and our starts
 
     def __init__(
@@ -245,6 +246,7 @@ class StagedBackbone(TimmModel):
         norm_embed: nn.Module | None = None,
         stages: Sequence[Stage],
         embed_dims: Sequence[int],
+        strides: Sequence[int] | None = None,
         output_stride: int | None,
         norm_f: nn.Module,
         drop_rate: float,
@@ -262,7 +264,7 @@ class StagedBackbone(TimmModel):
         self.patch_embed, self.norm_embed = patch_embed, norm_embed or nn.Identity()
         self.stages, self.norm_f = nn.ModuleList(stages), norm_f
         self._add_head(drop_rate, {"device": device, "dtype": dtype})
-        strides = [stride * 2**i for i in range(len(embed_dims))]
+        strides = strides or [stride * 2**i for i in range(len(embed_dims))]
         if output_stride is not None:
             check_choice("output_stride", output_stride, strides)
             for stage, one in zip(stages, strides, strict=True):
@@ -373,7 +375,7 @@ class StagedBackbone(TimmModel):
 
     def _to_map(self, x: Tensor, image: Tensor) -> Tensor:
         """Map (b, rows, columns, d) to (b, d, rows, columns), in the image's dtype."""
-        return x.to(image.dtype).permute(0, 3, 1, 2).contiguous()
+        return x.to(image.dtype).movedim(-1, 1).contiguous()
 
     def pool(self, x: Tensor) -> Tensor:
         """Map (b, d, rows, columns) to (b, d), or to itself for `global_pool` ""."""
