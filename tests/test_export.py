@@ -163,6 +163,7 @@ FAMILIES = {
     "test_vmamba": {"embed_dims": (8, 16), "depths": (1, 1), "version": "v0", "d_state": 4},
     "test_mambar": {"depth": 1},
     "test_vssd": {"depths": (1, 1, 1, 1)},
+    "test_convnext_s4nd": {"embed_dims": (8, 16), "depths": (1, 1), "kind": "s4", "stem": "s4nd", "init": "legs"},
     "test_mambavision": {"depths": (1, 1, 1, 2), "window_sizes": (3, 2)},  # with padding and several windows
 }
 

@@ -19,6 +19,7 @@ from vim.data import input_shape
 from vim.engine.files import written_whole
 from vim.engine.weights import create_own, load_published
 from vim.errors import UserError
+from vim.layers import constant_kernels
 
 Format = Literal["torch", "onnx"]
 
@@ -118,7 +119,9 @@ def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
 @torch.no_grad()
 def _trace(model: nn.Module) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
-    return torch.export.export(model, (_random_images(model, 2),), dynamic_shapes=({0: batch},))
+    images = _random_images(model, 2)
+    with constant_kernels(model, images):  # the images' size is fixed too
+        return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
 
 
 @torch.no_grad()
