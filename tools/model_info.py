@@ -23,7 +23,8 @@ active            parameters that one token's features depend on: of experts beh
                   experimental: no published vision result exists
 GMACs, published  what the published figures count, and call FLOPs. Matrix products and convolutions; inside a mixer
                   only in_proj and out_proj, because fvcore does not see into the fused kernel between them. VMamba's
-                  figures have all products, and the scan; MambaVision's have all but attention's
+                  figures have all products, and the scan; MambaVision's have all but attention's; S4ND's here leave out
+                  the products that make its kernels once a batch; FFTs are not counted
 GMACs, all        all matrix products and convolutions: inside a mixer also x_proj, dt_proj, the depthwise convolution
 GFLOPs, scan      for each image, direction, token, channel and state 9, as Mamba's author estimates:
                   https://github.com/state-spaces/mamba/issues/110; of Mamba-2's recurrence 5

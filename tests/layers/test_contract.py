@@ -90,11 +90,20 @@ def test_no_other_file_imports_private_names_of_models():
 # What the contract promises of each family
 
 
-STAGED = ["test_vim2", "test_vmamba", "test_mambavision", "test_vssd"]
+STAGED = ["test_vim2", "test_vmamba", "test_mambavision", "test_vssd", "test_convnext_s4nd"]
 
 
 @pytest.fixture(
-    params=["test_vim", "test_vim_ssd", "test_vim_s4d", "test_vim_moe", "test_videomamba", "test_mambar", *STAGED]
+    params=[
+        "test_vim",
+        "test_vim_ssd",
+        "test_vim_s4d",
+        "test_vim_moe",
+        "test_videomamba",
+        "test_mambar",
+        "test_s4nd",
+        *STAGED,
+    ]
 )
 def name(request):
     import vim  # noqa: F401  registers the models
@@ -160,7 +169,7 @@ def test_stopping_early(name):
     features, maps = model.forward_intermediates(image, indices=[1], stop_early=True)
     assert len(calls) == 2
     assert torch.equal(maps[0], want)
-    assert torch.equal(features, want if name in STAGED else model.norm_f(calls[1]))
+    assert torch.equal(features, want if hasattr(model, "stages") else model.norm_f(calls[1]))
 
 
 def test_the_final_norm_follows_the_last_block_only(name):
@@ -212,7 +221,8 @@ def test_checkpointing_reaches_every_block(name, monkeypatch):
         real = module.checkpoint
         monkeypatch.setattr(module, "checkpoint", lambda *args, real=real: calls.append(1) or real(*args))
     model = timm.create_model(name)
-    layers = [layer for stage in model.stages for layer in stage.layers] if name in STAGED else model.layers
+    staged = hasattr(model, "stages")
+    layers = [layer for stage in model.stages for layer in stage.layers] if staged else model.layers
     for enable, count in ((True, len(layers)), (False, 0)):
         calls.clear()
         model.set_grad_checkpointing(enable)
@@ -249,7 +259,7 @@ def test_rates_fall_from_block_to_block(name):
     scales = {names[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]}
     assert scales.keys() == set(names.values())
     blocks = [f"layers.{i}." for i in range(len(blocks_of(model)))]
-    if name in STAGED:
+    if hasattr(model, "stages"):
         blocks = [f"stages.{i}.layers.{j}." for i, stage in enumerate(model.stages) for j in range(len(stage.layers))]
     want = {block: 0.5 ** (len(blocks) - i) for i, block in enumerate(blocks)}
     want |= {f"stages.{i}.downsample.": want[f"stages.{i}.layers.0."] for i in range(4) if name in STAGED}
@@ -260,7 +270,9 @@ def test_rates_fall_from_block_to_block(name):
 
 
 def test_feature_maps_of_any_size(name):
-    options = {"dynamic_img_size": True, "out_indices": (0, 1, 2)} if name not in STAGED else {}
+    padded = [*STAGED, "test_s4nd"]  # to whole patches, of any number
+    options = {} if name in STAGED else {"out_indices": (0, 1, 2)}
+    options |= {} if name in padded else {"dynamic_img_size": True}
     model = timm.create_model(name, features_only=True, **options).eval()
     strides = [4, 8, 16, 32] if name in STAGED else [16, 16, 16]
     assert model.feature_info.reduction() == strides
@@ -268,7 +280,7 @@ def test_feature_maps_of_any_size(name):
         maps = model(torch.randn(1, 3, rows, columns))
         assert [m.shape[1] for m in maps] == model.feature_info.channels()
         for m, stride in zip(maps, strides, strict=True):
-            if name in STAGED:  # rounded up
+            if name in padded:  # rounded up
                 assert m.shape[2:] == (-(-rows // stride), -(-columns // stride))
             else:
                 assert m.shape[2:] == (rows // stride, columns // stride)
@@ -320,6 +332,8 @@ FEW_BLOCKS = {
     "test_vmamba": {"embed_dims": (8, 16), "depths": (1, 1)},
     "test_mambavision": {"depths": (1, 1, 2, 2)},
     "test_vssd": {"depths": (1, 1, 1, 1)},
+    "test_s4nd": {"depth": 1},
+    "test_convnext_s4nd": {"embed_dims": (8, 16), "depths": (1, 1)},
 }
 
 
@@ -344,6 +358,8 @@ WRONG = {
     "test_vmamba": ({"embed_dims": (8, 16)}, {"version": "v1"}, {"d_state": 0}),
     "test_vssd": ({"num_heads": (1, 2, 3, 4)}, {"depths": (1, 1)}, {"d_state": 0}),
     "test_mambavision": ({"num_heads": (3, 4)}, {"window_sizes": (4,)}, {"stem_dim": 0}),
+    "test_s4nd": ({"depth": 0}, {"axes": 3}, {"kind": "s6"}, {"rate": 0}),
+    "test_convnext_s4nd": ({"depths": (1, 1)}, {"stem": "conv"}, {"num_frames": 3}),
 }
 
 
@@ -379,6 +395,8 @@ def test_variants_are_functions_of_their_module(name):
         "vssd": 4,
         "mambar": 4,
         "mambavision": 9,
+        "s4nd": 1,
+        "convnext_s4nd": 1,
     }
     assert len(variants) == counts[family]
 
@@ -401,7 +419,7 @@ def test_fx_traces_every_family(name):
 
     torch.manual_seed(0)
     model, image = timm.create_model(name).eval(), torch.randn(1, 3, 64, 64)
-    block = "stages.1" if name in STAGED else "layers.1"
+    block = "stages.1" if hasattr(model, "stages") else "layers.1"
     model.feature_info = [{"module": block, "num_chs": 1, "reduction": 1}]
     traced = FeatureGraphNet(model, out_indices=(0,)).eval()
     maps = {}

@@ -8,11 +8,12 @@ from safetensors.torch import save_file
 import vim  # noqa: F401  registers the models
 from vim.layers.stages import merge_phases, split_phases
 
-STAGED = ("test_vim2", "test_vmamba", "test_mambavision", "test_vssd")
+STAGED = ("test_vim2", "test_vmamba", "test_mambavision", "test_vssd", "test_convnext_s4nd")
 CASES = [
     *((name, {}) for name in STAGED),
     ("test_vmamba", {"version": "v0"}),
     ("test_mambavision", {"window_sizes": (2, 0)}),
+    ("test_convnext_s4nd", {"stem": "s4nd", "downsample": "s4nd"}),
     ("test_vim2", {"channel_mixer": "transposed", "img_size": (71, 45)}),
 ]
 

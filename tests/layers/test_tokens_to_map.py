@@ -51,7 +51,7 @@ def test_tubelets(options):
 
 @pytest.mark.parametrize("size", [(128, 96), (71, 130)], ids=str)
 @pytest.mark.parametrize("output_stride", [32, 8])
-@pytest.mark.parametrize("name", ["test_vim2", "test_vmamba", "test_mambavision", "test_vssd"])
+@pytest.mark.parametrize("name", ["test_vim2", "test_vmamba", "test_mambavision", "test_vssd", "test_convnext_s4nd"])
 def test_layers_of_stages_on_windows_and_dilated(name, output_stride, size):
     """The stage's map: in MambaVision out of windows of 4 and of 2, and with a smaller stride out of parts."""
     model = timm.create_model(name, output_stride=output_stride).eval()

@@ -38,7 +38,7 @@ def test_symbolic_trace(family):  # noqa: F811
     "name",
     [
         *("test_vim", "test_vim_ssd", "test_vim_s4d", "test_vim_moe", "test_videomamba", "test_mambar"),
-        *("test_vim2", "test_vmamba", "test_vssd", "test_mambavision"),
+        *("test_vim2", "test_vmamba", "test_vssd", "test_mambavision", "test_s4nd", "test_convnext_s4nd"),
     ],
 )
 def test_torchvision_extracts_features(name):

@@ -60,7 +60,7 @@ class TimmModel(nn.Module):
 
     blocks = "layers"  # the attribute that holds the blocks whose outputs are feature maps
     out_indices: int | tuple[int, ...] = 3  # of these blocks, for `features_only=True`; an int for the last ones
-    published_compute: Literal["projections", "scans", "layers"] = "projections"  # see vim.measure.Counts
+    published_compute: Literal["projections", "scans", "layers", "images"] = "projections"  # see vim.measure.Counts
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ has :data:`FORMULAS`. They also work with PyTorch's counter alone::
 Only forward passes are counted: there is no accepted count for the scan's backward pass.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -64,6 +65,7 @@ _SCANS: dict[object, Callable[..., int]] = {
     torch.ops.vim.ssd: _ssd_flops,
     torch.ops.vim.ssd_forward: _ssd_flops,
 }
+KERNEL = re.compile(r"\.kernels\.\d+$")  # the modules that make S4ND's
 FORMULAS = {**_SCANS, torch.ops.vim.causal_conv1d: _conv_flops}
 
 
@@ -77,7 +79,8 @@ class Counts:
             mixer's input and output projections, because fvcore does not see into Mamba's fused kernel
             (https://github.com/OpenGVLab/VideoMamba/issues/18). "scans" (VMamba): all products, and as many more as
             the scans have FLOPs; the products that project steps without the zeros by which ours joins the routes.
-            "layers" (MambaVision): all products but attention's.
+            "layers" (MambaVision): all products but attention's. "images" (S4ND): all but those that make kernels,
+            which a batch shares; FFTs are not counted.
         macs: multiply-adds of all matrix products and convolutions.
         scan_flops: FLOPs of the scans, for each image, direction, token, channel and state 9, with Mamba-2's mixer 5.
     """
@@ -137,6 +140,7 @@ def count(model: nn.Module, input_size: Sequence[int], batch_size: int = 1) -> C
         "projections": products - _between(flops, "in_proj", "out_proj", scans=True),
         "scans": products - _zeros(model, flops) + 2 * scans,
         "layers": products - _between(flops, "qkv", "proj", scans=False),
+        "images": products - sum(_products(own) for name, own in flops.items() if KERNEL.search(name)),
     }[getattr(model, "published_compute", "projections")]
     return Counts(published_macs=published // 2, macs=products // 2, scan_flops=scans)
 
