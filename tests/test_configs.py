@@ -15,7 +15,7 @@ from vim.engine.config import load_recipe
 from vim.errors import UserError
 from vim.options import ImageRecipe, ImageTrainOptions, SeriesRecipe
 
-IMAGE_FAMILIES = ("vim", "mambamixer", "vmamba", "vssd", "mambar", "mambavision", "deit")
+IMAGE_FAMILIES = ("vim", "mambamixer", "vmamba", "vssd", "mambar", "mambavision", "s4nd", "deit")
 CONFIGS = {name: path for family in IMAGE_FAMILIES for name, path in configs_of(family).items()}
 PUBLISHED = [name for name in CONFIGS if name.startswith("vim-") and name.endswith("_in1k")]
 FINE_TUNED = [name for name in PUBLISHED if "stride8" in name]
@@ -28,6 +28,7 @@ SMALL_STAGES = {
     "vim2": {"embed_dims": [8] * 4, "channel_dims": [8] * 4, "depths": [1] * 4},
     "vmamba": {"embed_dims": [8] * 4, "depths": [1] * 4},
     "vssd": {"embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 2, 4, 8]},
+    "convnext": {"embed_dims": [8] * 4, "depths": [1] * 4, "init": "legs"},
     "mambavision": {"stem_dim": 8, "embed_dim": 8, "depths": [1, 1, 1, 2], "num_heads": [2, 4]},
 }
 
@@ -182,6 +183,14 @@ MAMBAVISION = {"opt": "lamb", "lr": 5e-3, "eps": 1e-8}
             {"clip_grad": 5.0, "ema_decay": 0.9999, "mesa": 2.0, "mesa_start": 0.25},
         ),
         (
+            *("vit-s4nd-base_in1k", 0.1, {"weight_decay": 0.03}, (300, 10), (1e-3, 1e-6, 1e-5)),
+            {"ema_decay": 0.99996},
+        ),
+        (
+            *("convnext-s4nd-tiny_in1k", 0.1, {"weight_decay": 0.05}, (300, 20), (4e-3, 1e-6, 1e-5)),
+            {},
+        ),
+        (
             *("mambar-base-stage1_in1k", 0.1, {"weight_decay": 0.05}, (300, 5), (1e-3, 1e-6, 1e-5)),
             {"ema_decay": 0.99996, "smoothing": 0.0},
         ),
@@ -210,7 +219,7 @@ def test_rows_of_the_other_families(name, drop_path_rate, optimizer, epochs, rat
     assert recipe.optimizer == {"opt": "adamw", "lr": pytest.approx(lr), **optimizer}
     options = ("num_epochs", "warmup_epochs", "warmup_lr", "min_lr")
     assert [recipe.schedule[option] for option in options] == [*epochs, warmup_lr, min_lr]
-    assert recipe.schedule.get("cooldown_epochs", 0) == (10 if name.startswith("mambavision") else 0)
+    assert recipe.schedule.get("cooldown_epochs", 0) == (10 if name.startswith(("mambavision", "vit-s4nd")) else 0)
     assert recipe.train == ImageTrainOptions(**{"amp": "bf16", "smoothing": 0.1, **train})
 
 
@@ -222,6 +231,8 @@ def test_rows_of_the_other_families(name, drop_path_rate, optimizer, epochs, rat
         ("mambar-base-stage1_in1k", {"A_log", "A_b_log"}, {"D", "D_b", "cls_token", "pos_embed", "pos_embed_cls"}),
         ("vssd-tiny_in1k", set(), {"A_log", "D", "dt_bias"}),
         ("mambavision-b_in1k", {"A_log"}, {"D", "gamma"}),
+        ("vit-s4nd-base_in1k", {"C", "D"}, {"inv_dt", "A_real", "A_imag", "B", "P"}),
+        ("convnext-s4nd-tiny_in1k", {"C", "D"}, {"inv_dt", "A_real", "A_imag", "B", "P", "gamma"}),
     ],
 )
 def test_what_the_published_recipes_decay(name, decayed, spared):
