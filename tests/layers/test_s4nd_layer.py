@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.golden.lti import noise
 from tests.golden.weights import generate
-from vim.layers import S4ND, S4Kernel
+from vim.layers import S4ND, S4Kernel, S4NDDownsample, S4NDStem
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/s4nd.json").read_text())["cases"]
 CASES = {  # the noise's tag, and the options
@@ -160,6 +161,22 @@ def test_the_band_of_s4():
     K, kernel.bandlimit = kernel(12), None
     kernel.C.mul_(spared.unsqueeze(-1))
     torch.testing.assert_close(K, kernel(12))
+
+
+@torch.no_grad()
+def test_the_stem_and_the_downsampling_take_the_mean_of_neighbours():
+    torch.manual_seed(0)
+    x, dd = torch.randn(2, 3, 7, 10), {"device": None, "dtype": None}
+    stem = S4NDStem(S4ND(3, kind="s4d", d_state=4, channels=6, out="sum", l_max=3), 6, 5, (4, 4), dd)
+    padded = F.pad(x, (0, 2, 0, 1))
+    pooled = F.avg_pool2d(stem.mixer(padded.movedim(1, -1)).movedim(-1, 1), 4).movedim(1, -1)
+    torch.testing.assert_close(stem(x), F.glu(stem.proj(pooled)))
+    down, x = S4NDDownsample(3, 5, S4ND(3, kind="s4d", d_state=4, out="none"), dd), x.movedim(1, -1)
+    pooled = F.avg_pool2d(F.pad(down.mixer(down.norm(x)), (0, 0, 0, 0, 0, 1)).movedim(-1, 1), 2).movedim(1, -1)
+    torch.testing.assert_close(down(x), F.glu(down.glu[0](pooled)))
+    frames = S4NDDownsample(3, 5, None, dd)
+    clip = torch.stack([x, x.flip(1)], dim=1)
+    torch.testing.assert_close(frames(clip), torch.stack([frames(x), frames(x.flip(1))], dim=1))
 
 
 @pytest.mark.parametrize("out", ["glu", "sum", "none"])
