@@ -7,7 +7,7 @@ Published code and weights: https://github.com/OpenGVLab/VideoMamba.
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from vim.layers import (
     Directions,
     Factory,
     Init,
+    LTIKind,
     MambaBackbone,
     MambaBlock,
     MambaMixer,
@@ -109,6 +110,8 @@ class VideoMamba(MambaBackbone):
         check_choice("inflation", inflation, ("center", "average"))
         if scan_order.startswith("spatiotemporal") and directions != "v2":
             raise ValueError(f"scan_order {scan_order!r} needs directions='v2', got {directions!r}")
+        if scan_order.startswith("spatiotemporal") and mixer in get_args(LTIKind):
+            raise ValueError(f"scan_order {scan_order!r} needs another mixer than {mixer!r}, which has one order")
         if directions == "none" and global_pool == "token":
             raise ValueError("global_pool='token' needs two directions: the token comes first and would see no other")
         dd: Factory = {"device": device, "dtype": dtype}

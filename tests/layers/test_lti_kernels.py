@@ -82,6 +82,15 @@ def test_starts_from_the_conjugates_of_the_spectrum():
 
 
 @torch.no_grad()
+def test_either_of_a_conjugate_pair_will_do():
+    kernel = S4DKernel(3, d_state=16, dtype=torch.float64)
+    want = kernel(25)
+    for parameter in (kernel.A_imag, kernel.B[..., 1], kernel.C[..., 1]):
+        parameter.neg_()
+    assert deviation(kernel(25), want) < 1e-12
+
+
+@torch.no_grad()
 def test_an_eigenvalue_whose_bilinear_factor_is_zero():
     kernel = S4DKernel(1, d_state=4, init="real", disc="bilinear", dtype=torch.float64)
     kernel.inv_dt.fill_(math.log(2))  # 1 + dt A / 2 = 0 for A = -1

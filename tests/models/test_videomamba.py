@@ -282,7 +282,7 @@ def test_wrong_inputs_are_refused():
 
 @pytest.mark.parametrize("tubelet_size", [1, 2])
 @pytest.mark.parametrize("dynamic_img_size", [False, True])
-@pytest.mark.parametrize("mixer", MIXERS, ids=str)
+@pytest.mark.parametrize("mixer", [*MIXERS, {"mixer": "s4d"}, {"mixer": "s5"}], ids=str)
 def test_a_stream_is_the_clip_in_pieces(tubelet_size, dynamic_img_size, mixer):
     options = {"num_frames": 12, "tubelet_size": tubelet_size, "dynamic_img_size": dynamic_img_size}
     model = build(directions="none", **options, **mixer)
@@ -340,6 +340,12 @@ def test_a_long_stream(count, mixer):
 def test_what_is_no_stream_is_refused(options):
     with pytest.raises(ValueError, match="a stream needs a model of clips with directions='none' and scan_order='spat"):
         next(build(**options).stream([torch.zeros(1, 3, 32, 48)]))
+
+
+def test_time_invariant_mixers_take_one_order():
+    for scan_order in ("spatiotemporal_v1", "spatiotemporal_v2"):
+        with pytest.raises(ValueError, match=f"scan_order {scan_order!r} needs another mixer than 's4d'"):
+            build(mixer="s4d", scan_order=scan_order)
 
 
 def test_a_stream_is_no_training():

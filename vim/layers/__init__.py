@@ -10,7 +10,7 @@ from .dss import DSSKernel
 from .factory import Factory, init_linears
 from .hippo import Spectrum
 from .long_convolution import convolve, fft_size
-from .lti import LTIMixer
+from .lti import LTIKind, LTIMixer
 from .lti_kernels import LTIKernel, S4DKernel, constant_kernels
 from .mamba import Init, MambaMixer
 from .mamba2 import Mamba2Mixer
@@ -77,6 +77,7 @@ __all__ = [
     "GatedRMSNorm",
     "Init",
     "LTIKernel",
+    "LTIKind",
     "LTIMixer",
     "LSSLKernel",
     "Mamba2Mixer",
