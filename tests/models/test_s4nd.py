@@ -134,6 +134,9 @@ def test_a_still_clip_is_its_image(parts, tmp_path):
     clips = timm.create_model(
         "test_convnext_s4nd", num_frames=4, **SMALL, **parts, pretrained=True, pretrained_cfg_overlay=overlay
     )
+    if not parts:
+        for frame in clips.patch_embed.proj.weight.unbind(2):
+            assert torch.equal(frame, images.patch_embed.proj.weight.float())
     clips.double().eval()
     for mixer in clips.modules():
         if isinstance(mixer, S4ND):
