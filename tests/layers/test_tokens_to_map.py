@@ -66,6 +66,17 @@ def test_layers_of_stages_on_windows_and_dilated(name, output_stride, size):
         assert torch.equal(model.tokens_to_map(kept[0], size), found)
 
 
+@pytest.mark.parametrize(
+    "name", ["test_vim", "test_mambar", "test_vim2", "test_vmamba", "test_mambavision", "test_vssd"]
+)
+def test_what_forward_features_returns(name):
+    """Of models of tokens in a sequence, of those with stages a map already; a size may be one number."""
+    model, image = timm.create_model(name, img_size=96).eval(), torch.randn(1, 3, 96, 96)
+    want = model.forward_intermediates(image, indices=1, norm=True, intermediates_only=True)[0]
+    for size in (None, 96, (96, 96), image.shape[2:]):
+        assert torch.equal(model.tokens_to_map(model.forward_features(image), size), want)
+
+
 def test_tokens_that_fill_no_map():
     with pytest.raises(ValueError, match=r"16 patches and 1 class tokens .b, l, d. expected .*, got .1, 16, 64."):
         timm.create_model("test_vim").tokens_to_map(torch.zeros(1, 16, 64))

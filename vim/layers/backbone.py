@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal, TypedDict, cast, get_args
 
 import torch
-from timm.layers import calculate_drop_path_rates, global_pool_nlc, lecun_normal_, trunc_normal_
+from timm.layers import calculate_drop_path_rates, global_pool_nlc, lecun_normal_, to_2tuple, trunc_normal_
 from timm.models import checkpoint
 from torch import Tensor, nn
 
@@ -242,9 +242,9 @@ class MambaBackbone(TimmModel):
         return None
 
     @torch.jit.ignore
-    def tokens_to_map(self, tokens: Tensor, input_size: Sequence[int] | None = None) -> Tensor:
+    def tokens_to_map(self, tokens: Tensor, input_size: int | Sequence[int] | None = None) -> Tensor:
         """Map tokens (b, l, d) to (b, d, rows, columns); of clips to (b, d, t, rows, columns)."""
-        embed, size = self.patch_embed, self.img_size if input_size is None else input_size
+        embed, size = self.patch_embed, to_2tuple(self.img_size if input_size is None else input_size)
         grid = list(embed.feat_size((size[-2], size[-1])))
         if embed.num_frames is not None:
             frames = embed.num_frames if input_size is None else size[0] if len(size) == 3 else 1

@@ -147,14 +147,15 @@ class TimmModel(nn.Module):
         return self.forward_head(self.forward_features(image))
 
     @torch.jit.ignore
-    def tokens_to_map(self, tokens: Tensor, input_size: Sequence[int] | None = None) -> Tensor:
+    def tokens_to_map(self, tokens: Tensor, input_size: int | Sequence[int] | None = None) -> Tensor:
         """Map the tokens of a block, or of any module in between, to a map, without class tokens.
 
         Args:
             tokens: (b, l, d) in the order of the sequence, or a map (b, rows, columns, d), or what the layers of a
-                stage take and return, also where they run on windows or are dilated.
-            input_size: height and width of the images in pixels, after the frames of clips; the default is the size
-                that the model is built for.
+                stage take and return, also where they run on windows or are dilated, or what
+                :meth:`forward_features` returns.
+            input_size: height and width of the images in pixels, or one number for both, after the frames of clips; the
+                default is the size that the model is built for.
 
         Returns:
             (b, d, rows, columns), or of clips (b, d, t, rows, columns).

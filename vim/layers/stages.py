@@ -358,20 +358,26 @@ class StagedBackbone(TimmModel):
         return self._to_map(self.norm_f(x), image)
 
     @torch.jit.ignore
-    def tokens_to_map(self, tokens: Tensor, input_size: Sequence[int] | None = None) -> Tensor:
-        """Map what a stage's layers return, (b, rows, columns, d) or windows (b, l, d), to (b, d, rows, columns)."""
-        height, width = (self.img_size if input_size is None else input_size)[-2:]
+    def tokens_to_map(self, tokens: Tensor, input_size: int | Sequence[int] | None = None) -> Tensor:
+        """Map what a stage's layers return, (b, rows, columns, d) or windows (b, l, d), to (b, d, rows, columns).
+
+        A map (b, d, rows, columns), as :meth:`forward_features` returns it, stays as it is.
+        """
+        height, width = to_2tuple(self.img_size if input_size is None else input_size)[-2:]
+        sizes: list[tuple[int, ...]] = []
         for stage, info in zip(
             cast(list[Stage], self.stages), self.feature_info, strict=False
         ):  # a pruned one has less
             r = int(info["reduction"])
             size = (-(-height // r), -(-width // r))
+            sizes.append(size)
             phases = tuple(-(-side // stage.dilation) for side in size)
             if info["num_chs"] == tokens.shape[-1] and (tokens.dim() == 3 or tokens.shape[1:-1] == phases != size):
                 tokens = stage.merge(tokens, *size)
         if tokens.dim() != 4:
             raise ValueError(f"tokens of a stage, or a map (b, rows, columns, d), expected, got {tuple(tokens.shape)}")
-        return tokens.permute(0, 3, 1, 2)
+        is_map = tokens.shape[1:3] not in sizes and tokens.shape[2:] in sizes
+        return tokens if is_map else tokens.permute(0, 3, 1, 2)
 
     def _to_map(self, x: Tensor, image: Tensor) -> Tensor:
         """Map (b, rows, columns, d) to (b, d, rows, columns), in the image's dtype."""
