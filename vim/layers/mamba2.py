@@ -84,7 +84,8 @@ class Mamba2Mixer(ConvolvedMixer):
         self.d_state, self.d_conv, self.head_dim, self.ngroups = d_state, d_conv, head_dim, ngroups
         self.d_ssm, self.d_mlp, self.heads = e, d_inner - e, e // head_dim
         self.directions, self.depth = directions, depth
-        self.dt_min, self.dt_max = float(dt_limit[0]), float(dt_limit[1])
+        # an infinity is no number in JSON, the form of an op's arguments in a compiled package
+        self.dt_min, self.dt_max = float(dt_limit[0]), min(float(dt_limit[1]), torch.finfo(torch.float32).max)
         self.selections = 2 if hydra else 1  # s
         self.convolved = [0, 1] if twice else [0]  # c: whether each convolution is reversed
         self.scanned = [0] if directions == "none" else [0, 1]  # k: whether each scan is reversed
