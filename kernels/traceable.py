@@ -134,20 +134,28 @@ def _softplus(x: Tensor) -> Tensor:
     return torch.relu(x) + s * (2 + t * (0.66666315 + t * (0.4002491 + t * (0.27960603 + t * 0.28178333))))
 
 
-def _selective_scan_forward(
-    *tensors: Tensor | None, save: bool = False, **keywords: object
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _selective_scan(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
     options = Options(**keywords)  # type: ignore[arg-type]
     y, state = selective_scan(Inputs(*tensors), options, _onnx_loop)  # type: ignore[arg-type]
-    return y, state if options.return_last_state else state.new_empty(0), y.new_empty(0), y.new_empty(0)
+    return y, state if options.return_last_state else state.new_empty(0)
 
 
-def _ssd_forward(
-    *tensors: Tensor | None, save: bool = False, **keywords: object
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _ssd(*tensors: Tensor | None, **keywords: object) -> tuple[Tensor, Tensor]:
     options = ssd.Options(**keywords)  # type: ignore[arg-type]
     y, state = duality.ssd(ssd.Inputs(*tensors), options)  # type: ignore[arg-type]
-    return y, state if options.return_last_state else state.new_empty(0), y.new_empty(0), y.new_empty(0)
+    return y, state if options.return_last_state else state.new_empty(0)
+
+
+def _forward(scan: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The op NAME_forward of a scan's op NAME. It keeps nothing for a backward pass."""
+
+    def forward(
+        *tensors: Tensor | None, save: bool = False, **keywords: object
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        y, state = scan(*tensors, **keywords)
+        return y, state, y.new_empty(0), y.new_empty(0)
+
+    return forward
 
 
 def _causal_conv1d(
@@ -198,10 +206,12 @@ def _waves(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cos(angle).to(like), torch.sin(angle).to(like)
 
 
-# A scan has already called its NAME_forward when a program is decomposed.
+# A scan has already called its NAME_forward when a program is decomposed, except in a graph that the program calls.
 DECOMPOSITIONS: dict[torch._ops.OpOverload, Callable[..., object]] = {
-    torch.ops.vim.selective_scan_forward.default: _selective_scan_forward,
-    torch.ops.vim.ssd_forward.default: _ssd_forward,
+    torch.ops.vim.selective_scan.default: _selective_scan,
+    torch.ops.vim.selective_scan_forward.default: _forward(_selective_scan),
+    torch.ops.vim.ssd.default: _ssd,
+    torch.ops.vim.ssd_forward.default: _forward(_ssd),
     torch.ops.vim.causal_conv1d.default: _causal_conv1d,
     torch.ops.vim.rms_norm.default: _rms_norm,
     torch.ops.aten.fft_rfft.default: _rfft,

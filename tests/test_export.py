@@ -17,7 +17,7 @@ from vim import export as exporting
 from vim.data import input_shape
 from vim.engine.weights import save_for_timm
 from vim.errors import UserError
-from vim.export import build, export, load_onnx, load_torch
+from vim.export import build, export, load_onnx, load_torch, load_torchscript
 from vim.kernels import traceable
 from vim.kernels.scan import reference
 from vim.kernels.scan.reference import Inputs, Options
@@ -155,6 +155,16 @@ def test_onnx_takes_any_batch(directions, exported):
     assert [file.name for file in path.parent.iterdir()] == ["a.onnx"]
 
 
+@pytest.mark.parametrize("name", ["test_vim", "test_vim_ssd"])
+def test_the_arguments_of_the_ops_are_json(name):
+    """In which AOTInductor keeps them: it knows no infinity."""
+    program = exporting._trace(timm.create_model(name, img_size=32, depth=1).eval())
+    calls = [node for node in program.graph.nodes if str(node.target).startswith("vim.")]
+    numbers = [value for node in calls for value in node.kwargs.values() if isinstance(value, float)]
+    assert len(calls) >= 3
+    assert all(map(math.isfinite, numbers))
+
+
 FAMILIES = {
     "test_vim_ssd": {"depth": 1},
     "test_vim_s4d": {"depth": 1},
@@ -166,6 +176,14 @@ FAMILIES = {
     "test_convnext_s4nd": {"embed_dims": (8, 16), "depths": (1, 1), "kind": "s4", "stem": "s4nd", "init": "legs"},
     "test_mambavision": {"depths": (1, 1, 1, 2), "window_sizes": (3, 2)},  # with padding and several windows
 }
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("name", ["test_vim", *FAMILIES])
+def test_torchscript_takes_any_batch(name, tmp_path):
+    model = timm.create_model(name, img_size=64, num_classes=3, **FAMILIES.get(name, {})).eval()
+    export(model, tmp_path / "a.ts", format="torchscript", decompositions={}, batch_sizes=(1,))
+    assert_agrees(load_torchscript(tmp_path / "a.ts"), model, batch_sizes=(5,))
 
 
 def load_openvino(path):
@@ -241,7 +259,7 @@ def test_onnx_of_steps_of_any_size(softplus, tmp_path):
         inputs._replace(delta=delta, A=A.contiguous(), delta_bias=torch.zeros(2, 6)), softplus=softplus
     ).eval()
     path = tmp_path / "a.onnx"
-    exporting._save_onnx(exporting._trace(model), path, *ONNX.values())
+    exporting._save_onnx(exporting._trace_blocks_once(model), path, *ONNX.values())
     state = torch.randn(2, 2, 6, 5)
     with torch.no_grad():
         want = model.double()(state.double())
@@ -321,7 +339,7 @@ def test_mistakes(call, weights, tmp_path, monkeypatch):
     assert_told(call("vim_nothing", out), r"no such model: vim_nothing \(the closest: vim_tiny")
     assert_told(call("resnet10t", out), "resnet10t is timm's")
     assert_told(call(f"local-dir:{tmp_path}", out), "no such file: .*config.json")
-    assert_told(call("test_vim", tmp_path / "a.bin"), r"must end in .pt2 or .onnx, got .*a.bin: rename it")
+    assert_told(call("test_vim", tmp_path / "a.bin"), r"must end in .pt2 or .ts or .onnx, got .*a.bin: rename it")
     assert_told(call("test_vim", tmp_path, "--format", "torch"), "is a folder: name a file in it")
     assert_told(call("test_vim", weights[0] / "a.pt2"), "cannot make the folder")
     assert_told(call("test_vim", out, "--checkpoint", tmp_path / "b.pth"), "no such checkpoint")
@@ -348,6 +366,8 @@ def test_the_snippets_of_the_page(package, exported, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vim_tiny.onnx").symlink_to(path)
     found = {}
-    snippet = snippet.replace("224", "32").replace('create_model("vim_tiny")', 'create_model("test_vim", img_size=32)')
+    snippet = snippet.replace("224", "32").replace(
+        'create_model("vim_tiny")', 'create_model("test_vim", img_size=32, depth=1)'
+    )
     exec(snippet, found)
     assert found["logits"].shape == (8, 1000)

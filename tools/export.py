@@ -1,4 +1,4 @@
-"""Export a model to torch.export's .pt2 or to ONNX, for any batch size, and compare the file with the model.
+"""Export a model to .pt2 (torch.export), .ts (TorchScript) or .onnx, for any batch size, and compare both.
 
 Examples:
     vim-zoo export local-dir:FOLDER model.onnx
@@ -16,6 +16,7 @@ from vim.kernels.traceable import DECOMPOSITIONS, onnx_loop
 
 NOTES = {
     "torch": "import vim before torch.export.load: it calls the ops of this package",
+    "torchscript": "import vim before torch.jit.load: it calls the ops of this package",
     "onnx": "standard ONNX operators: it needs neither this package nor PyTorch",
 }
 
@@ -23,7 +24,7 @@ NOTES = {
 def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("model", help="a timm name of this package, such as vim_tiny, or local-dir:FOLDER")
-    parser.add_argument("out", type=Path, help="the file to write: .pt2 or .onnx")
+    parser.add_argument("out", type=Path, help="the file to write: .pt2, .ts or .onnx")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights of the published layout")
     parser.add_argument("--format", choices=SUFFIXES.values(), help="of the file (default: by its suffix)")
     parser.add_argument("--img-size", type=int, metavar="N", help="height and width in pixels (default: the model's)")

@@ -1,10 +1,11 @@
-"""Export of models to torch.export's .pt2 and to ONNX, with dynamic batch.
+"""Export of models to torch.export's .pt2, to TorchScript's .ts and to ONNX, with dynamic batch.
 
-A .pt2 file calls the ops of this package, at the same speed: `import vim` before `torch.export.load`. An ONNX file
+A .pt2 or .ts file calls the ops of this package, at the same speed: `import vim` before loading it. An ONNX file
 holds standard operators only. Each selective scan is a `Scan`, whose size does not depend on the number of tokens.
 """
 
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from vim.engine.files import written_whole
 from vim.engine.weights import create_own, load_published
 from vim.errors import UserError
 from vim.layers import constant_kernels
+from vim.layers.block import MambaBlock
 
-Format = Literal["torch", "onnx"]
+Format = Literal["torch", "torchscript", "onnx"]
 
-SUFFIXES: dict[str, Format] = {".pt2": "torch", ".onnx": "onnx"}
+SUFFIXES: dict[str, Format] = {".pt2": "torch", ".ts": "torchscript", ".onnx": "onnx"}
 TOLERANCE = 1e-4  # rounding gives about 1e-6, a direction that is not reversed 1e-2
 
 
@@ -91,14 +93,17 @@ def export(
         UserError: its path is a folder, or a difference is above :data:`TOLERANCE`.
     """
     with written_whole(path) as beside:
-        program = _trace(model)
-        if format == "torch":
-            whole = io.BytesIO()  # a full disk within torch.export.save would abort the process
-            torch.export.save(program, whole)
-            beside.write_bytes(whole.getbuffer())
+        if format == "onnx":
+            _save_onnx(_trace_blocks_once(model), beside, decompositions, function)
         else:
-            _save_onnx(program, beside, decompositions, function)
-        run = load_torch(beside) if format == "torch" else load_onnx(beside)
+            whole = io.BytesIO()  # a full disk within PyTorch's own saving would abort the process
+            if format == "torch":
+                torch.export.save(_trace(model), whole)
+            else:
+                torch.jit.save(_trace_script(model), whole)
+            beside.write_bytes(whole.getbuffer())
+        load = {"torch": load_torch, "torchscript": load_torchscript, "onnx": load_onnx}[format]
+        run = load(beside)
         return [_compare(model, run, batch_size) for batch_size in batch_sizes]
 
 
@@ -106,6 +111,12 @@ def load_torch(path: Path) -> Callable[[Tensor], Tensor]:
     """Load a .pt2 file as a function of images."""
     with path.open("rb") as file:
         return torch.export.load(file).module()
+
+
+def load_torchscript(path: Path) -> Callable[[Tensor], Tensor]:
+    """Load a .ts file as a function of images."""
+    with path.open("rb") as file:
+        return torch.jit.load(file)
 
 
 def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
@@ -117,11 +128,26 @@ def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
-def _trace(model: nn.Module) -> torch.export.ExportedProgram:
+def _trace(model: nn.Module, *, strict: bool = False) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
     images = _random_images(model, 2)
     with constant_kernels(model, images):  # the images' size is fixed too
-        return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
+        return torch.export.export(model, (images,), dynamic_shapes=({0: batch},), strict=strict)
+
+
+def _trace_blocks_once(model: nn.Module) -> torch.export.ExportedProgram:
+    """Trace equal blocks as calls of one graph, which is then decomposed once. Only a strict trace knows such calls."""
+    if not any(isinstance(module, MambaBlock) for module in model.modules()):
+        return _trace(model)  # a strict trace takes longer
+    with patch.object(MambaBlock, "forward", torch.compiler.nested_compile_region(MambaBlock.forward)):
+        return _trace(model, strict=True)
+
+
+@torch.no_grad()
+def _trace_script(model: nn.Module) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that become constants, and that TorchScript is deprecated
+        return torch.jit.trace(model, _random_images(model, 2), check_trace=False)
 
 
 @torch.no_grad()
