@@ -175,9 +175,13 @@ class ConvNeXtS4ND(StagedBackbone):
         return self.norm_embed(self.patch_embed(image))
 
     @torch.jit.ignore
-    def tokens_to_map(self, tokens: Tensor, input_size: Sequence[int] | None = None) -> Tensor:
+    def tokens_to_map(self, tokens: Tensor, input_size: int | Sequence[int] | None = None) -> Tensor:
         """Map (b, rows, columns, d) to (b, d, rows, columns); of clips (b, t, rows, columns, d) to (b, d, t, ...)."""
-        return super().tokens_to_map(tokens, input_size) if self._num_frames is None else tokens.movedim(-1, 1)
+        if self._num_frames is None:
+            return super().tokens_to_map(tokens, input_size)
+        widths = [info["num_chs"] for info in self.feature_info]
+        is_map = tokens.shape[-1] not in widths and tokens.shape[1] in widths
+        return tokens if is_map else tokens.movedim(-1, 1)
 
     def adapt_weights(self, weights: dict[str, Tensor], img_size: tuple[int, int]) -> None:
         """Make clip weights out of image weights, in place: kernels along rows and columns, patches repeated in time.

@@ -113,6 +113,7 @@ def test_clips():
     assert [tuple(x.shape) for x in maps] == [(2, 8, 2, 10, 18), (2, 12, 2, 5, 9)]
     assert torch.equal(features, model.forward_features(clip)) and model(clip).shape == (2, 5)
     assert torch.equal(model.tokens_to_map(maps[0].movedim(1, -1)), maps[0])
+    assert torch.equal(model.tokens_to_map(features), features)
     assert model(torch.randn(1, 3, 8, 32, 32, dtype=torch.float64)).shape == (1, 5)
     for wrong in (clip[:, :, :3], clip[:, :, 0], clip[:, :1]):
         with pytest.raises(AssertionError, match=r"clips \(b, 3, t, h, w\) expected, t even"):
