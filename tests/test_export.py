@@ -146,12 +146,12 @@ def exported(tmp_path_factory):
     return exported
 
 
-@pytest.mark.parametrize("directions", ["none", "v1", "v2"])
-def test_onnx_takes_any_batch(directions, exported):
-    model, path, differences = exported(directions=directions)
+@pytest.mark.parametrize("directions, depth", [("none", 1), ("v1", 1), ("v2", 2)])
+def test_onnx_takes_any_batch(directions, depth, exported):
+    model, path, differences = exported(directions=directions, depth=depth)
     assert max(difference.relative for difference in differences) < 1e-5
     assert_agrees(load_onnx(path), model)
-    assert operators(path)["Scan"] == 1
+    assert operators(path)["Scan"] == depth
     assert [file.name for file in path.parent.iterdir()] == ["a.onnx"]
 
 
