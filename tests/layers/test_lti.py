@@ -191,6 +191,9 @@ def test_the_dynamics_are_named():
         ({"kind": "lssl", "d_state": 3}, "n must be even"),
         ({"kind": "s5", "blocks": 5}, "blocks must cut d_state, 64, into even parts, got 5"),
         ({"init": "published"}, "init must be one of"),
+        ({"kind": "s4", "bandlimit": -1.0}, "bandlimit must be above 0"),
+        *(({"kind": kind, "dt_min": 0.0}, "dt_min must be above 0") for kind in ("s4d", "s4", "dss", "s5", "lssl")),
+        *(({"kind": kind, "dt_min": 1.0}, "at most dt_max, got 1.0 and 0.1") for kind in ("s4", "dss", "s5", "lssl")),
     ],
 )
 def test_refusals(options, message):

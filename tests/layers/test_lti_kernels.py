@@ -161,6 +161,9 @@ def test_built_without_memory_and_then_drawn():
         ({"init": "lagt"}, "init must be one of"),
         ({"disc": "euler"}, "disc must be one of"),
         ({"dt_min": 0.2}, "dt_min must be above 0 and at most dt_max"),
+        ({"dt_max": math.inf}, "dt_min must be above 0 and at most dt_max, got 0.001 and inf"),
+        ({"bandlimit": 0.0}, "bandlimit must be above 0, or None for all states, got 0.0"),
+        ({"l_max": 0}, "l_max must be at least 1 and whole, got 0"),
         ({"channels": 0}, "channels must be at least 1"),
     ],
 )

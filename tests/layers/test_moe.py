@@ -215,6 +215,8 @@ def test_tokens_choose_in_float32_within_autocast(router, monkeypatch):
         ({"router": "top1", "num_slots": 4}, "num_slots must be left out with router='top1', got 4"),
         ({"router": "top1", "aux_weight": -1.0}, "aux_weight must be a number of at least 0, got -1.0"),
         ({"router": "top1", "capacity_factor": 0.0}, "capacity_factor must be a number of at least 0.001, got 0.0"),
+        ({"router": "top1", "capacity_factor": "a"}, "capacity_factor must be a number of at least 0.001, got 'a'"),
+        ({"router": "top1", "aux_weight": "a"}, "aux_weight must be a number of at least 0, got 'a'"),
         ({"num_experts": 0}, "num_experts must be at least 1"),
         ({"num_slots": 0}, "num_slots must be at least 1"),
     ],

@@ -206,6 +206,9 @@ def test_half_precision():
 WRONG = {
     "channels must be 1 .* got 2": {"channels": 2, "out": "none"},
     "rate must be above 0, got 0": {"rate": 0},
+    "l_max must be at least 1 and whole, got -3": {"l_max": -3},
+    "bandlimit must be above 0": {"bandlimit": -1.0},
+    "at most dt_max, got 1.0 and 0.1": {"dt_min": 1.0},
     "kind must be one of .*, got 's6'": {"kind": "s6"},
     "out must be one of .*, got 'mean'": {"out": "mean"},
     "axes must be at least 1 and whole, got 0": {"axes": 0},

@@ -114,8 +114,20 @@ def powers(log: Pair, l: int) -> Tensor:
 
 @torch.no_grad()
 def reset_log_steps(log_dt: Tensor, dt_min: float, dt_max: float) -> None:
-    """Draw the logarithms of steps in place, uniformly between those of `dt_min` and `dt_max`."""
+    """Draw the logarithms of steps in place, uniformly between those of `dt_min` and `dt_max`.
+
+    Raises:
+        ValueError: `dt_min` is not above 0, or `dt_max` below it or infinite.
+    """
+    if not 0 < dt_min <= dt_max < math.inf:
+        raise ValueError(f"dt_min must be above 0 and at most dt_max, got {dt_min} and {dt_max}")
     log_dt.uniform_(math.log(dt_min), math.log(dt_max))
+
+
+def check_bandlimit(bandlimit: float | None) -> None:
+    """Raise ValueError unless some states are heard."""
+    if bandlimit is not None and not bandlimit > 0:
+        raise ValueError(f"bandlimit must be above 0, or None for all states, got {bandlimit!r}")
 
 
 class LTIKernel(nn.Module):
@@ -223,8 +235,8 @@ class S4DKernel(DiagonalKernel):
             raise ValueError(f"d_state must be even, got {d_state}")
         if d_model % s:
             raise ValueError(f"n_ssm must divide the {d_model} channels, got {s}")
-        if not 0 < dt_min <= dt_max:
-            raise ValueError(f"dt_min must be above 0 and at most dt_max, got {dt_min} and {dt_max}")
+        check_bandlimit(bandlimit)
+        check_counts(l_max=1 if l_max is None else l_max)
         self.d_state, self.init, self.disc = d_state, init, str(disc)
         self.dt_min, self.dt_max, self.B_clip, self.bandlimit, self.l_max = dt_min, dt_max, B_clip, bandlimit, l_max
         m, dd = d_state // 2, Factory(device=device, dtype=dtype)

@@ -126,9 +126,9 @@ class SwitchMixture(nn.Module):
         **dd: Unpack[Factory],
     ) -> None:
         check_counts(num_experts=num_experts)
-        if not 0.001 <= capacity_factor < math.inf:
+        if not (isinstance(capacity_factor, int | float) and 0.001 <= capacity_factor < math.inf):
             raise ValueError(f"capacity_factor must be a number of at least 0.001, got {capacity_factor!r}")
-        if not 0 <= aux_weight < math.inf:
+        if not (isinstance(aux_weight, int | float) and 0 <= aux_weight < math.inf):
             raise ValueError(f"aux_weight must be a number of at least 0, got {aux_weight!r}")
         super().__init__()
         self.num_experts, self.aux_weight = num_experts, float(aux_weight)

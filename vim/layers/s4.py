@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .checks import check_choice, check_counts
 from .factory import Factory
 from .hippo import Measure, diagonal, diagonalize, low_rank, transition
-from .lti_kernels import LTIKernel, matrix_product, reset_log_steps
+from .lti_kernels import LTIKernel, check_bandlimit, matrix_product, reset_log_steps
 from .mixer import MixerState
 from .norm import residual_dtype
 
@@ -142,6 +142,7 @@ class S4Kernel(DenseKernel):
         check_choice("init", init, get_args(Measure))
         if d_model % s:
             raise ValueError(f"n_ssm must divide the {d_model} channels, got {s}")
+        check_bandlimit(bandlimit)
         self.d_state, self.init, self.B_clip, self.bandlimit = d_state, init, B_clip, bandlimit
         self.dt_min, self.dt_max = dt_min, dt_max
         m, rank, dd = d_state // 2, len(low_rank(init, d_state)), Factory(device=device, dtype=dtype)

@@ -67,7 +67,7 @@ class S4ND(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_counts(d_model=d_model, axes=axes, channels=channels)
+        check_counts(d_model=d_model, axes=axes, channels=channels, l_max=1 if l_max is None else l_max)
         check_choice("kind", kind, tuple(KERNELS))
         check_choice("out", out, ("glu", "sum", "none"))
         if out == "none" and channels > 1:
