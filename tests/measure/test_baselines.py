@@ -131,10 +131,12 @@ def test_crossovers():
         for name, times in {"attention, math": square, "linear attention": dict.fromkeys(lengths, 1e9)}.items()
         for l in lengths
     ]
+    rows += [Baseline("S4D by FFT", "forward", 64, l, 4 * linear[l]) for l in lengths]
     rows += [Baseline("selective scan, cpu", "forward", 64, l, linear[l]) for l in lengths]
     rows += [Baseline("ssd, cpu", "forward", 64, l, 1e10) for l in lengths]
-    head, scan, ssd = crossovers(rows).splitlines()
+    head, s4d, scan, ssd = crossovers(rows).splitlines()
     assert head.split("  ")[-1].strip() == "linear attention"
+    assert s4d.endswith("from 3600 tokens       at every length")
     assert scan.endswith("from 900 tokens       at every length")
     assert ssd.endswith("at no length          at no length")
 

@@ -251,7 +251,7 @@ def show_baselines(rows: Iterable[Baseline]) -> list[Baseline]:
 
 
 def crossovers(rows: Sequence[Baseline]) -> str:
-    """Return from how many tokens on the scans take less time than attention, a line for each scan, pass and width."""
+    """Return from how many tokens on S4D and the scans take less time than attention, by op, pass and width."""
     times: dict[tuple[str, int], dict[str, dict[int, float]]] = {}
     for row in rows:
         if row.milliseconds is not None:
@@ -259,7 +259,7 @@ def crossovers(rows: Sequence[Baseline]) -> str:
     names = dict.fromkeys(row.name for row in rows)
     others = [name for name in names if "attention" in name]
     lines = [f"{'faster than':<37}{'width':>6}  " + "".join(f"{name:>22}" for name in others)]
-    for name in (name for name in names if name.startswith(("selective scan", "ssd"))):
+    for name in (name for name in names if name.startswith(("S4D", "selective scan", "ssd"))):
         for (run, width), own in times.items():
             lengths = [_words(crossover(own.get(name, {}), own.get(other, {}))) for other in others]
             lines.append(f"{name:<20}{run:<17}{width:>6}  " + "".join(f"{length:>22}" for length in lengths))
