@@ -48,7 +48,7 @@ def test_it_trains(name, tmp_path, monkeypatch):
     loop = run_of(recipe, tmp_path)
     before = {key: value.clone() for key, value in loop.task.model.state_dict().items()}
     batch = loop.task.windows["train"].batch(torch.tensor([0, 5]))
-    losses = [loop._update([batch], 0)[0] for _ in range(2)]
+    losses = [loop._update([batch], 0)[0]["loss"] for _ in range(2)]
     assert 0 < losses[1] < losses[0] < 10
     same = [key for key, value in loop.task.model.state_dict().items() if torch.equal(value, before[key])]
     assert same == (["skip.weight"] if recipe.model.get("linear_skip") else [])

@@ -74,7 +74,7 @@ def forecaster_of(loop):
 
 
 def step(loop, batch):
-    return loop._update([batch], 0)[0]
+    return loop._update([batch], 0)[0]["loss"]
 
 
 @pytest.mark.parametrize(
