@@ -18,7 +18,7 @@ from .checks import check_choice, check_counts
 from .factory import Factory
 from .hippo import Spectrum, diagonal
 from .mixer import MixerState
-from .norm import residual_dtype
+from .norm import matrix_product, residual_dtype
 
 torch.fx.wrap("residual_dtype")
 torch.fx.wrap("sum_powers")
@@ -92,17 +92,6 @@ def sum_powers(weight: Pair, log: Pair, l: int, first: Pair | None = None) -> Te
     left = torch.cat([far[0], -far[1]], dim=2).permute(1, 0, 3, 2).reshape(d, c * rows, 2 * m)
     kernel = matrix_product(left, torch.cat(near, dim=1))  # (d, c rows, side)
     return kernel.view(d, c, rows * side)[:, :, :l].transpose(0, 1)
-
-
-def matrix_product(left: Tensor, right: Tensor) -> Tensor:
-    """Return the batched matrix product in the precision of its factors, also under autocast."""
-    if torch.jit.is_scripting():
-        return torch.bmm(left, right)
-    device = left.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return torch.bmm(left, right)
-    return torch.bmm(left, right)
 
 
 @register_notrace_function
@@ -302,9 +291,12 @@ def constant_kernels(model: nn.Module, images: Tensor) -> Iterator[None]:
         module.register_forward_hook(lambda module, args, kernel, name=name: seen.update({name: kernel}))
         for name, module in kernels.items()
     ]
-    model(images)
-    for hook in hooks:
-        hook.remove()
+    try:
+        if kernels:
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
     try:
         for name, kernel in seen.items():
             model.set_submodule(name, _Constant(kernel))

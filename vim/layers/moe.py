@@ -12,16 +12,16 @@ from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, register_notrace_function, register_notrace_module
+from timm.layers import DropPath, register_notrace_module
 from torch import Tensor, nn
 
 from .checks import check_choice, check_counts
 from .factory import Factory
-from .norm import RMSNorm, residual_dtype, without_autocast
+from .norm import RMSNorm, matrix_product, residual_dtype
 from .s6 import reset_uniform
 
 torch.fx.wrap("residual_dtype")
-torch.fx.wrap("_scores")
+torch.fx.wrap("matrix_product")
 
 HIDDEN = 4  # h / d, as in transformers
 NOT_DECAYED_EXPERTS = ("up_bias", "down_bias")
@@ -95,7 +95,7 @@ class SoftMixture(nn.Module):
         """Map (b, l, d) to the same; nothing has to balance the experts."""
         dtype = residual_dtype(x)
         directions = F.normalize(self.slots.to(dtype), dim=0) * self.scale.to(dtype)
-        logits = _scores(F.normalize(x.to(dtype), dim=-1), directions)  # (b, l, e p)
+        logits = matrix_product(F.normalize(x.to(dtype), dim=-1), directions)  # (b, l, e p)
         dispatch, combine = logits.softmax(1).to(x.dtype), logits.softmax(2).to(x.dtype)
         slots = dispatch.transpose(1, 2) @ x
         y = self.experts(slots.unflatten(1, (self.num_experts, self.num_slots)))
@@ -152,9 +152,9 @@ class SwitchMixture(nn.Module):
         f is the fraction of a batch's tokens that chose an expert, and P the mean of its probabilities. The loss is
         alpha where all experts are chosen equally often and have the same probabilities, and alpha e where one has all.
         """
-        b, l, d = x.shape
+        (b, l, d), dtype = x.shape, residual_dtype(x)
         e, places = self.num_experts, -(-l * self.capacity // (1000 * self.num_experts))  # rounded up
-        probabilities = _scores(x.to(residual_dtype(x)), self.router).softmax(-1)  # (b, l, e)
+        probabilities = matrix_product(x.to(dtype), self.router.to(dtype)).softmax(-1)  # (b, l, e)
         probability, expert = probabilities.max(-1)
         chosen = F.one_hot(expert, e)  # (b, l, e)
         place = (chosen.cumsum(1) * chosen).sum(-1) - 1  # (b, l)
@@ -232,13 +232,3 @@ def expert_blocks(
         ExpertBlock(RMSNorm(dim, **dd), ROUTERS[router](dim, **given, **dd), drop_path=rate) if i % every == 0 else None
         for i, rate in enumerate(rates, 1)
     ]
-
-
-@register_notrace_function
-def _scores(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply (b, l, d), float32, by a weight (d, n) in float32, also within autocast."""
-    weight = weight.to(x.dtype)
-    if torch.jit.is_scripting():
-        return x @ weight
-    with without_autocast(x.device.type):
-        return x @ weight

@@ -31,6 +31,15 @@ def without_autocast(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False)
 
 
+@register_notrace_function
+def matrix_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the matrix product in the precision of its factors, also under autocast."""
+    if torch.jit.is_scripting():
+        return left @ right
+    with without_autocast(left.device.type):
+        return left @ right
+
+
 class RMSNorm(nn.Module):
     """``x / rms(x) * weight``, computed in the dtype of x and returned in that of the weight.
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from .checks import check_choice, check_counts
 from .factory import Factory
 from .hippo import Measure, diagonal, diagonalize, low_rank, transition
-from .lti_kernels import LTIKernel, check_bandlimit, matrix_product, reset_log_steps
+from .lti_kernels import LTIKernel, check_bandlimit, reset_log_steps
 from .mixer import MixerState
-from .norm import residual_dtype
+from .norm import matrix_product, residual_dtype
 
 torch.fx.wrap("residual_dtype")
 torch.fx.wrap("sum_matrix_powers")
@@ -81,23 +81,26 @@ def sum_matrix_powers(A: Tensor, B: Tensor, C: Tensor, l: int) -> Tensor:
     side = 1
     while side * side < l:
         side *= 2
-    near, jump = _powers(A, B.unsqueeze(2), side)  # (d, n, side)
+    near, half = _powers(A, B.unsqueeze(2), side)  # (d, n, side)
+    jump = matrix_product(half, half) if side > 1 else A
     far, _ = _powers(jump.transpose(1, 2), C.permute(1, 2, 0), (l + side - 1) // side)  # (d, n, rows c)
     kernel = matrix_product(far.transpose(1, 2), near)  # (d, rows c, side)
     return kernel.view(d, -1, c, side).permute(2, 0, 1, 3).reshape(c, d, -1)[:, :, :l]
 
 
 def _powers(A: Tensor, v: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return ``A^k v`` for k = 0 ... count - 1 or more, (d, n, k c), and A to the power of how many these are.
+    """Return ``A^k v`` for k = 0 ... count - 1 or more, (d, n, k c), and the greatest power of A that they took.
 
     Args:
         A: (d, n, n).
         v: (d, n, c).
     """
-    c = v.shape[2]
-    while v.shape[2] < count * c:
+    taken = 1
+    while taken < count:
+        if taken > 1:
+            A = matrix_product(A, A)
         v = torch.cat([v, matrix_product(A, v)], dim=2)
-        A = matrix_product(A, A)
+        taken *= 2
     return v, A
 
 

@@ -15,8 +15,8 @@ from .checks import check_choice, check_counts
 from .factory import Factory
 from .hippo import Spectrum
 from .long_convolution import convolve
-from .lti_kernels import S4DKernel, matrix_product
-from .norm import ResidualNorm, residual_dtype
+from .lti_kernels import S4DKernel
+from .norm import ResidualNorm, matrix_product, residual_dtype
 from .patch_embed import pad_image
 from .s4 import S4Kernel
 from .stages import pad_tokens
