@@ -273,13 +273,13 @@ def _store(x, x_at, token, column, inside, columns, value):
 
 
 @triton.jit
-def _load_state(x, place, channel, state_at, p, n, KEEP: tl.constexpr = ""):
+def _load_state(x, place, channel, state_at, p, n):
     """Load a state, (P, N); zeros if x is None."""
     if x is None:
         state = tl.zeros([channel.shape[0], state_at.shape[0]], tl.float32)
     else:
         mask = (channel < p)[:, None] & (state_at < n)[None, :]
-        state = tl.load(x + (place * p + channel)[:, None] * n + state_at[None, :], mask, 0.0, eviction_policy=KEEP)
+        state = tl.load(x + (place * p + channel)[:, None] * n + state_at[None, :], mask, 0.0)
     return state
 
 
