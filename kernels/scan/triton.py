@@ -23,11 +23,13 @@ from .triton_kernels import ends_kernel, forward_kernel, gradients_kernel, state
 
 CHUNK = 64  # tokens between two saved states
 MOST_STATES = 24  # in a launch: more would spill registers and take minutes to compile
-BUSY = 1024  # programs; fewer than half of them leave a GPU idle
+BUSY = 1536  # programs: three warps for each scheduler of an H100, which hide one another's latencies
 # by (b k, l, d, g, n) what `configuration` returns instead of its default; found with tune.py, and goes with it
 TUNED: dict[tuple[int, int, int, int, int], tuple[int, int]] = {}
-# one warp: sums need no barrier
+# one warp, so that sums need no barrier; with more registers a scheduler of NVIDIA's would have room for two warps
 LAUNCH: dict[str, object] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
+if torch.version.hip is None:
+    LAUNCH["maxnreg"] = 168
 
 
 @on_its_device
@@ -179,11 +181,19 @@ class _Scan:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        return *self.u.shape[1:], self.B.shape[3], self.segment, self.reverse
+        return *self.u.shape[1:], self.B.shape[3], self.segment, self.reverse, 1
+
+    @property
+    def word(self) -> int:
+        """The numbers of B and C that a load takes: as many as 8 bytes hold, if all rows are aligned to them."""
+        n, size = self.B.shape[4], self.B.element_size()
+        places = [n, *(place for x in (self.B, self.C) for place in (x.data_ptr() // size, *x.stride()[:4]))]
+        return next(word for word in (4, 2, 1) if word * size <= 8 and all(place % word == 0 for place in places))
 
     @property
     def options(self) -> dict[str, object]:
-        return {"N": self.A.shape[2], "BLOCK": self.block, "CHUNK": CHUNK, "SOFTPLUS": self.softplus, **LAUNCH}
+        sizes = {"N": self.A.shape[2], "WORD": self.word, "BLOCK": self.block, "CHUNK": CHUNK}
+        return {**sizes, "SOFTPLUS": self.softplus, **LAUNCH}
 
     def ends_of_segments(self, x: Tensor, B: Tensor, *, backwards: bool) -> tuple[Tensor | None, Tensor | None]:
         """Return each segment's last state if it starts from zero, (b, k, s, n, d), and its sum of dt, (b, k, s, d).
@@ -227,15 +237,16 @@ def configuration(rows: int, l: int, d: int, g: int, n: int) -> tuple[int, int]:
     """Return the channels of a program and the tokens of a segment, for b k rows.
 
     They depend on the shapes alone, because the last bit of sums over channels and segments depends on them. With 64
-    channels a thread has two, which share the loads of B and C: 9 instructions a state update instead of 12. That needs
-    few enough states for the registers, and enough programs for the 528 schedulers of an H100, twice over.
+    channels a thread has two, which share the loads of B and C: 9 instructions a state update instead of 11. That needs
+    few enough states for the registers. The last states of the segments take nearly as long as the scan itself, so that
+    two segments would gain nothing.
     """
     if (rows, l, d, g, n) in TUNED:
         return TUNED[rows, l, d, g, n]
-    block = 64 if n <= 16 and rows * g * triton.cdiv(d // g, 64) >= BUSY else 32
-    chunks, programs = triton.cdiv(l, CHUNK), rows * g * triton.cdiv(d // g, block)
-    segments = BUSY // 2 // programs
-    # the last states of the segments take about as long as the scan itself: two segments would gain nothing
+    chunks, wide = triton.cdiv(l, CHUNK), rows * g * triton.cdiv(d // g, 64)
+    enough = wide >= 2 * BUSY // 3 or (wide <= BUSY // 3 and wide * chunks >= BUSY)
+    block = 64 if n <= 16 and enough else 32
+    segments = BUSY // (rows * g * triton.cdiv(d // g, block))
     return block, triton.cdiv(chunks, segments if segments > 2 else 1) * CHUNK
 
 

@@ -33,7 +33,7 @@ from vim.kernels.ssd import triton as ssd
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 
 
 @dataclass
@@ -85,6 +85,10 @@ def compile_launch(kernel, args, options, architecture):
 
     given = dict(zip(kernel.arg_names, args, strict=False))
     signature = {name: declare(value, (kernel.arg_names.index(name),)) for name, value in given.items()}
+    for parameter in kernel.params:
+        if parameter.do_not_specialize and parameter.name in given:
+            signature[parameter.name] = "i32"
+            constants.pop((kernel.arg_names.index(parameter.name),), None)
     chosen = {name: options[name] for name in OPTIONS if name in options}
     for name, value in options.items():
         if name not in chosen:

@@ -11,6 +11,7 @@ from vim.measure.gpu.inputs import Named
 
 # the part of the reference's norm that an error may have; of the largest element, any element may be off ten times that
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 1e-2, "float16": 2e-3}
+LEAST = 1e-3  # a reference that is smaller, or zero, counts as this large
 LOOSE = {("float32", "grad A"): 1e-3}  # sums that cancel cost it digits
 
 
@@ -50,8 +51,8 @@ def compare(
     for name, reference in want.items():
         reference = reference.double()
         difference = runs[0][name].to(reference) - reference
-        relative = difference.norm() / reference.norm().clamp_min(1e-30)
-        largest = difference.abs().max() / reference.abs().max().clamp_min(1e-30)
+        relative = difference.norm() / reference.norm().clamp_min(LEAST)
+        largest = difference.abs().max() / reference.abs().max().clamp_min(LEAST)
         error = torch.maximum(relative, largest / 10).item()  # NaN stays NaN
         errors[name] = error / (tolerance or LOOSE.get((dtype, name), TOLERANCE[dtype]))
     worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
