@@ -95,6 +95,10 @@ VIM_EXPORT int64_t vim_conv_tokens() { return kConvTokens; }
 
 VIM_EXPORT int64_t vim_norm_rows() { return kNormRows; }
 
+VIM_EXPORT void vim_exponentials(int64_t count, int64_t isa, int64_t threads) {
+  VIM_DISPATCH(isa, exponentials(count, threads));
+}
+
 VIM_EXPORT void vim_scan(const Scan* scan, int64_t isa, int64_t threads) {
   VIM_DISPATCH(isa, scan_forward(*scan, threads));
 }

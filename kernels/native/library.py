@@ -37,6 +37,7 @@ def _declare(found: ctypes.CDLL) -> ctypes.CDLL:
     for name in ("vim_scan", "vim_ssd", "vim_conv", "vim_norm"):
         getattr(found, name).argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64]
         getattr(found, f"{name}_backward").argtypes = [ctypes.c_char_p] * 2 + [ctypes.c_int64] * 2
+    found.vim_exponentials.argtypes = [ctypes.c_int64] * 3
     for name in ("best_isa", "saved_every", "ssd_saved_every", "conv_tokens", "norm_rows"):
         getattr(found, f"vim_{name}").restype = ctypes.c_int64
     return found
@@ -55,9 +56,9 @@ def constant(function: str) -> int:
     return getattr(load(), function)()
 
 
-def call(function: str, *structures: bytes) -> None:
-    """Call a kernel with as many threads as PyTorch uses. The tensors in `structures` must be alive."""
-    getattr(load(), function)(*structures, instruction_set(), torch.get_num_threads())
+def call(function: str, *arguments: bytes | int) -> None:
+    """Call a function with as many threads as PyTorch uses. The tensors in its structures must be alive."""
+    getattr(load(), function)(*arguments, instruction_set(), torch.get_num_threads())
 
 
 def as_floats(x: MaybeTensor) -> MaybeTensor:
