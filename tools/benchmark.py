@@ -2,8 +2,10 @@
 
 Without --models: the scan's backends, Vim against DeiT at several sizes, VideoMamba against a transformer, and the time
 that `import vim` adds to `import timm`. Transformers have PyTorch's fused attention, or with TIMM_FUSED_ATTN=0 before
-the command the plain one. `benchmark.py baselines` compares ways to mix tokens: attention, linear attention, S4D, the
-selective scan, state space duality. `benchmark.py gpu` checks, times, tunes and profiles the Triton backend.
+the command the plain one. `benchmark.py models` compares models of every family with timm's of equal size, and on a CPU
+the scan with its exponentials alone, and profiles Vim-Small. `benchmark.py baselines` compares ways to mix tokens:
+attention, linear attention, S4D, the selective scan, state space duality. `benchmark.py gpu` checks, times, tunes and
+profiles the Triton backend.
 
 Examples:
     vim-zoo benchmark
@@ -26,8 +28,11 @@ import torch
 from vim.command_line import Parser
 from vim.engine.files import write_csv
 from vim.errors import UserError, require, run
-from vim.measure import PASSES, Row, compare_everything, compare_imports, compare_models, gpu, plot, show
+from vim.kernels import available_backends
+from vim.measure import PASSES, Row, compare_imports, compare_models, gpu, plot, show
 from vim.measure.baselines import compare_baselines, plot_baselines, show_baselines
+from vim.measure.overview import compare_everything, compare_with_peers
+from vim.measure.profile import profile_small
 
 
 def parse() -> argparse.Namespace:
@@ -39,6 +44,7 @@ def parse() -> argparse.Namespace:
     add_shared(parser)
     parser.set_defaults(rounds=9, device="cuda" if torch.cuda.is_available() else "cpu", amp="no")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    add_shared(commands.add_parser("models", help="models of every family and timm's of equal size"), argparse.SUPPRESS)
     mixing = commands.add_parser("baselines", help="ways to mix tokens")
     add_shared(mixing, argparse.SUPPRESS)
     mixing.add_argument("--tokens", type=int, nargs="+", default=[196, 784, 3136, 12544], metavar="N")
@@ -60,8 +66,10 @@ def add_shared(parser: argparse.ArgumentParser, default: str | None = None) -> N
 
 
 def chosen(arguments: argparse.Namespace) -> list[Row]:
-    if min(*arguments.img_size, *arguments.batch_size, arguments.rounds, 1) < 1:
-        raise UserError("--img-size, --batch-size and --rounds must be at least 1")
+    if arguments.command == "models":
+        return compare_with_peers(arguments.device, arguments.amp, arguments.rounds)
+    if not arguments.models:
+        return compare_everything(arguments.device, arguments.amp)
     measure = partial(compare_models, device=arguments.device, amp=arguments.amp, rounds=arguments.rounds)
     passes = PASSES[:1] if arguments.forward_only else PASSES
     sizes = itertools.product(arguments.img_size, arguments.batch_size)
@@ -76,6 +84,8 @@ def main() -> None:
 
         right = run_stages(arguments.out, arguments.minutes, arguments.stages, rehearse=arguments.rehearse)
         sys.exit(0 if right else 1)
+    if min(*arguments.img_size, *arguments.batch_size, arguments.rounds) < 1:
+        raise UserError("--img-size, --batch-size and --rounds must be at least 1")
     print(f"PyTorch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads, amp {arguments.amp}")
     draw: Callable[[Path], None]
     if arguments.command == "baselines":
@@ -83,9 +93,11 @@ def main() -> None:
         mixed = show_baselines(compare_baselines(arguments.tokens, arguments.width, **options))
         figures, draw = [asdict(row) for row in mixed], partial(plot_baselines, mixed)
     else:
-        rows = chosen(arguments) if arguments.models else compare_everything(arguments.device, arguments.amp)
+        rows = chosen(arguments)
         show(rows)
-        if not arguments.models:
+        if arguments.command == "models" and arguments.device == "cpu" and "cpu" in available_backends():
+            print(profile_small(arguments.rounds))
+        elif not arguments.models:
             print(compare_imports())
         figures, draw = [asdict(row) for row in rows], partial(plot, rows)
     if arguments.csv:

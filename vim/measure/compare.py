@@ -59,17 +59,18 @@ def show(rows: Sequence[Row]) -> None:
     from rich.table import Table
 
     table = Table(box=ASCII2, show_edge=False)
-    for header in ("", "", "batch", "size", "ms", "images/s", "peak MB", "speed"):
+    for header in ("", "", "batch", "size", "ms", "images/s", "peak MB", "time", "speed"):
         table.add_column(header, justify="right" if header else "left")
     for row in rows:
         sizes = (str(row.batch_size), str(row.size))
-        figures = (f"{row.milliseconds:.2f}", f"{row.per_second:.1f}", f"{row.peak_mb:.1f}", f"{row.speed:.2f} x")
-        table.add_row(row.name, row.run, *sizes, *figures, end_section=row.name == row.baseline)
+        figures = (f"{row.milliseconds:.2f}", f"{row.per_second:.1f}", f"{row.peak_mb:.1f}")
+        ratios = (f"{1 / row.speed:.2f} x", f"{row.speed:.2f} x")
+        table.add_row(row.name, row.run, *sizes, *figures, *ratios, end_section=row.name == row.baseline)
     console = Console(width=110, highlight=False)  # a narrow terminal would have the numbers cut
     console.print(table)
     console.print(
-        "size: pixels a side, of the scan: tokens. speed: relative to the last of a group. peak MB: what PyTorch\n"
-        "allocates in a run, on top of weights, images and the optimizer's state."
+        "size: pixels a side, of the scan: tokens. time, speed: relative to the last of a group. peak MB: what\n"
+        "PyTorch allocates in a run, on top of weights, images and the optimizer's state."
     )
 
 

@@ -40,23 +40,28 @@ def compare_models(
         UserError: there is no such device or model, or the model cannot be built for images of that size.
     """
     try:
-        labels = torch.zeros(batch_size, dtype=torch.long, device=device)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"there is no device {device} here ({describe(error)})") from error
-    context = autocast(device, amp)
+    call = partial(call_of, img_size=img_size, batch_size=batch_size, device=device, context=autocast(device, amp))
     models = {name: build(name, img_size).to(device) for name in names}
     rows = []
     for run in passes:
-        calls: dict[str, Run] = {}
-        for name, model in models.items():
-            image = torch.randn(batch_size, *input_size(model, img_size), device=device)
-            if run == "forward":
-                calls[name] = partial(forward, model.eval(), image, context)
-            else:
-                optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5)
-                calls[name] = partial(train_step, model, optimizer, image, labels, context)
+        calls = {name: call(model, run) for name, model in models.items()}
         rows += compare(calls, run=run, batch_size=batch_size, size=img_size, rounds=rounds)
     return rows
+
+
+def call_of(
+    model: nn.Module, run: str, *, img_size: int, batch_size: int, device: str = "cpu", context: Context = nullcontext
+) -> Run:
+    """Return a call that runs the model on random images of `img_size` pixels: one of `PASSES`."""
+    image = torch.randn(batch_size, *input_size(model, img_size), device=device)
+    if run == "forward":
+        return partial(forward, model.eval(), image, context)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5)
+    labels = torch.zeros(batch_size, dtype=torch.long, device=device)
+    return partial(train_step, model, optimizer, image, labels, context)
 
 
 def autocast(device: str, amp: str) -> Context:
