@@ -19,12 +19,11 @@ constexpr int64_t kConvSteps = 8;
 template <int T, int W>
 static inline void convolve(const Conv& c, const Place& p, int64_t block, int64_t t0, const Vec* weight, Vec bias,
                             Vec* y) {
-  const int64_t channel = p.channel(block), step = p.ahead(c.x, 1);
-  const float* from = c.x.at(p.b, p.k, p.token(t0)) + channel;
+  const Steps from = p.steps(c.x, block, t0);
   const Mask mask = p.mask(block);
   if (W != 0 && t0 >= W - 1) {
     Vec x[T + W];
-    for (int i = 0; i < T + W - 1; ++i) x[i] = load_ahead(from + (i - (W - 1)) * step, T * step, mask);
+    for (int i = 0; i < T + W - 1; ++i) x[i] = load_ahead(from, i - (W - 1), T, mask);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       y[t] = bias;
@@ -35,7 +34,7 @@ static inline void convolve(const Conv& c, const Place& p, int64_t block, int64_
   for (int t = 0; t < T; ++t) {
     y[t] = bias;
     for (int64_t j = std::max<int64_t>(0, c.width - 1 - (t0 + t)); j < c.width; ++j)
-      y[t] += weight[j] * load(from + (t - (c.width - 1) + j) * step, mask);
+      y[t] += weight[j] * load(from.at(t - (c.width - 1) + j), mask);
   }
 }
 

@@ -15,6 +15,7 @@ namespace {
 namespace baseline {
 #include "vectors.h"
 #include "scan.h"
+#include "scan_backward.h"
 #include "matrix.h"
 #include "ssd.h"
 #include "ssd_backward.h"
@@ -40,6 +41,7 @@ VIM_TARGET_AVX2
 namespace avx2 {
 #include "vectors.h"
 #include "scan.h"
+#include "scan_backward.h"
 #include "matrix.h"
 #include "ssd.h"
 #include "ssd_backward.h"
@@ -54,6 +56,7 @@ VIM_TARGET_AVX512
 namespace avx512 {
 #include "vectors.h"
 #include "scan.h"
+#include "scan_backward.h"
 #include "matrix.h"
 #include "ssd.h"
 #include "ssd_backward.h"

@@ -68,10 +68,18 @@ static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 static inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
 #endif
 
-// Loads, and prefetches the next row: a piece's rows are too far apart for the hardware prefetcher.
-static VIM_INLINE Vec load_ahead(const float* from, int64_t next, Mask mask) {
-  __builtin_prefetch(from + next);
-  return load(from, mask);
+// One block of channels of a tensor, from one step on: `next` floats from a step to the one after it.
+struct Steps {
+  float* first;
+  int64_t next;
+
+  float* at(int64_t t) const { return first + t * next; }
+};
+
+// Loads, and prefetches what comes `ahead` steps later: a piece's rows are too far apart for the hardware prefetcher.
+static VIM_INLINE Vec load_ahead(const Steps& from, int64_t t, int64_t ahead, Mask mask) {
+  __builtin_prefetch(from.at(t + ahead));
+  return load(from.at(t), mask);
 }
 
 #if VIM_LANES == 8
@@ -149,11 +157,41 @@ static inline float sum_lanes(Vec x) {
 #endif
 }
 
-// 2^x with a relative error of 1e-7; results below the normal numbers are at most 2^-126. A minimax polynomial of the
-// fraction, with the integer part as exponent. Each operation waits for the one before it, so M vectors run side by
-// side to keep the processor busy.
+// Writes the sum of the lanes of each of `count` vectors.
+static inline void sum_all_lanes(float* to, const Vec* x, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Vec lanes[kLanes];
+    transpose(reinterpret_cast<const float*>(x + i), kLanes, reinterpret_cast<float*>(lanes), kLanes);
+#pragma GCC unroll 4
+    for (int half = kLanes / 2; half > 0; half /= 2)
+      for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    std::memcpy(to + i, lanes, sizeof(Vec));
+  }
+  for (; i < count; ++i) to[i] = sum_lanes(x[i]);
+}
+
+constexpr float kExp2Range = 126.0f;  // the largest power of `exp2_in_range`, either way
+
+// Returns whether all lanes of x, none of which is negative, are at most kExp2Range; not a number counts as such.
+static VIM_INLINE bool in_range(Vec x) {
+#if VIM_LANES == 16
+  return true;  // its exp2_in_range takes all numbers
+#elif VIM_LANES == 8
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(x > kExp2Range)) == 0;
+#else
+  const IntVec above = x > kExp2Range;
+  int32_t any = 0;
+  for (int i = 0; i < kLanes; ++i) any |= above[i];
+  return any == 0;
+#endif
+}
+
+// 2^x with a relative error of 1e-7, for |x| <= kExp2Range or not a number. The nearest integer, or with AVX2 eighth,
+// and a minimax polynomial of the rest. Each operation waits for the one before it, so M vectors run side by side to
+// keep the processor busy.
 template <int M>
-static VIM_INLINE void exp2(Vec* x) {
+static VIM_INLINE void exp2_in_range(Vec* x) {
   Vec f[M], p[M];
 #if VIM_LANES == 16
   for (int i = 0; i < M; ++i)  // x - floor(x)
@@ -165,13 +203,30 @@ static VIM_INLINE void exp2(Vec* x) {
   for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 1.0f;
   for (int i = 0; i < M; ++i)
     x[i] = reinterpret_cast<Vec>(_mm512_scalef_ps(reinterpret_cast<__m512>(p[i]), reinterpret_cast<__m512>(x[i])));
-#else
-  const Vec low = splat(-126.0f), high = splat(127.99f);
+#elif VIM_LANES == 8
+  // The floats 2^(j / 8), less the j << 20 that the shifted number of eighths adds to them besides its exponent.
+  const __m256i roots = _mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a,
+                                          0x3f7744fd, 0x3f7ac0c7);
+  const float rounding = 1572864.0f;  // 1.5 * 2^20: the addition rounds x to an eighth, whose number is the low bits
   Vec shifted[M];
   for (int i = 0; i < M; ++i) {
-    x[i] = smaller(high, larger(low, x[i]));  // this order keeps a NaN
-    shifted[i] = x[i] + 12582912.0f;  // 1.5 * 2^23: the addition rounds x to an integer, kept in the low bits
-    f[i] = x[i] - (shifted[i] - 12582912.0f);
+    shifted[i] = x[i] + rounding;
+    f[i] = x[i] - (shifted[i] - rounding);
+  }
+  for (int i = 0; i < M; ++i) p[i] = f[i] * 5.550474722e-02f + 2.402574828e-01f;
+  for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 6.931471806e-01f;
+  for (int i = 0; i < M; ++i) {
+    const __m256i eighths = reinterpret_cast<__m256i>(shifted[i]);
+    const __m256i root = _mm256_permutevar8x32_epi32(roots, eighths);
+    const Vec power = reinterpret_cast<Vec>(_mm256_add_epi32(root, _mm256_slli_epi32(eighths, 20)));
+    x[i] = power * f[i] * p[i] + power;
+  }
+#else
+  const float rounding = 12582912.0f;  // 1.5 * 2^23: the addition rounds x to an integer, kept in the low bits
+  Vec shifted[M];
+  for (int i = 0; i < M; ++i) {
+    shifted[i] = x[i] + rounding;
+    f[i] = x[i] - (shifted[i] - rounding);
   }
   for (int i = 0; i < M; ++i) p[i] = f[i] * 1.326472707e-03f + 9.671512649e-03f;
   for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 5.550733744e-02f;
@@ -181,6 +236,16 @@ static VIM_INLINE void exp2(Vec* x) {
   for (int i = 0; i < M; ++i)
     x[i] = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p[i]) + (reinterpret_cast<IntVec>(shifted[i]) << 23));
 #endif
+}
+
+// 2^x for any x; outside of the range it is 2^-126 or 2^126, or with AVX-512 exact.
+template <int M>
+static VIM_INLINE void exp2(Vec* x) {
+#if VIM_LANES != 16
+  const Vec low = splat(-kExp2Range), high = splat(kExp2Range);
+  for (int i = 0; i < M; ++i) x[i] = smaller(high, larger(low, x[i]));  // this order keeps a NaN
+#endif
+  exp2_in_range<M>(x);
 }
 
 static VIM_INLINE Vec exp2(Vec x) {
@@ -217,9 +282,17 @@ static VIM_INLINE Vec reciprocal(Vec x) {
 #endif
 }
 
+template <int M>
+static VIM_INLINE void sigmoid(Vec* x) {
+  const Vec low = splat(-kExp2Range), high = splat(100.0f);
+  for (int i = 0; i < M; ++i) x[i] = smaller(high, larger(low, x[i] * -kLog2E));
+  exp2_in_range<M>(x);
+  for (int i = 0; i < M; ++i) x[i] = reciprocal(1.0f + x[i]);
+}
+
 static VIM_INLINE Vec sigmoid(Vec x) {
-  const Vec e = x * -kLog2E, high = splat(100.0f);
-  return reciprocal(1.0f + exp2(smaller(high, e)));
+  sigmoid<1>(&x);
+  return x;
 }
 
 static VIM_INLINE Vec silu(Vec x) { return x * sigmoid(x); }
@@ -232,18 +305,20 @@ static VIM_INLINE Vec silu_grad(Vec x) {
 // log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), log1p(w) / w by a minimax polynomial on [0, 1]; M side by side as exp2.
 template <int M>
 static VIM_INLINE void softplus(Vec* x) {
-  Vec w[M], p[M];
-  for (int i = 0; i < M; ++i) w[i] = smaller(x[i], -x[i]) * kLog2E;
-  exp2<M>(w);
-  for (int i = 0; i < M; ++i) p[i] = w[i] * 5.364822779e-03f + -3.006578609e-02f;
-  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + 7.920452552e-02f;
-  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + -1.375380149e-01f;
-  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + 1.915365455e-01f;
-  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + -2.485716357e-01f;
-  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + 3.332132261e-01f;
-  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + -4.999964796e-01f;
-  for (int i = 0; i < M; ++i) p[i] = p[i] * w[i] + 1.0f;
-  for (int i = 0; i < M; ++i) x[i] = larger(Vec{}, x[i]) + w[i] * p[i];
+  Vec w[M], square[M], even[M], odd[M];
+  const Vec low = splat(-kExp2Range);
+  for (int i = 0; i < M; ++i) w[i] = larger(low, smaller(x[i], -x[i]) * kLog2E);
+  exp2_in_range<M>(w);
+  // The odd and the even powers side by side: half as many operations wait for one another.
+  for (int i = 0; i < M; ++i) square[i] = w[i] * w[i];
+  for (int i = 0; i < M; ++i) even[i] = square[i] * 5.364822779e-03f + 7.920452552e-02f;
+  for (int i = 0; i < M; ++i) odd[i] = square[i] * -3.006578609e-02f + -1.375380149e-01f;
+  for (int i = 0; i < M; ++i) even[i] = even[i] * square[i] + 1.915365455e-01f;
+  for (int i = 0; i < M; ++i) odd[i] = odd[i] * square[i] + -2.485716357e-01f;
+  for (int i = 0; i < M; ++i) even[i] = even[i] * square[i] + 3.332132261e-01f;
+  for (int i = 0; i < M; ++i) odd[i] = odd[i] * square[i] + -4.999964796e-01f;
+  for (int i = 0; i < M; ++i) even[i] = even[i] * square[i] + 1.0f;
+  for (int i = 0; i < M; ++i) x[i] = larger(Vec{}, x[i]) + w[i] * (odd[i] * w[i] + even[i]);
 }
 
 // One direction of one piece of one image, and the places of its tokens and channels.
@@ -258,6 +333,9 @@ struct Place {
   int64_t channel(int64_t block) const { return piece.first + block * kLanes; }
   int64_t lanes(int64_t block) const { return std::min<int64_t>(kLanes, piece.end - channel(block)); }
   Mask mask(int64_t block) const { return mask_of(lanes(block)); }
+  Steps steps(const Rows& rows, int64_t block, int64_t t0) const {
+    return {rows.at(b, k, token(t0)) + channel(block), ahead(rows, 1)};
+  }
   // Floats from a row to the one `steps` steps later.
   int64_t ahead(const Rows& rows, int64_t steps) const { return (reverse ? -steps : steps) * rows.token; }
 };
