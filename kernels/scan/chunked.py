@@ -18,6 +18,7 @@ from ..directions import add_up, before_the_gate, turn
 from .reference import Inputs, Options
 
 SEGMENT, CHUNK = 256, 16  # tokens
+OF_IMAGES = ("u", "delta", "B", "C", "z", "initial_state")  # the tensors that each image has its own of
 CACHED = 2**19  # floats that stay in a processor's cache: larger segments are cut into single chunks
 
 
@@ -74,7 +75,7 @@ class _Scan:
 def selective_scan(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     """See :func:`vim.kernels.scan.reference.selective_scan`."""
     scan = prepare(inputs, options)
-    y, state = _forward(scan)
+    y, state, _ = _forward(scan)
     y = add_up(turn(y, scan.reverse), options.combine)
     if inputs.z is not None:
         y = y * F.silu(inputs.z.to(y.dtype))
@@ -82,21 +83,39 @@ def selective_scan(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def selective_scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: Inputs, options: Options) -> Inputs:
-    """Return the gradients of the inputs, at least float32."""
+    """Return the gradients of the inputs, at least float32.
+
+    On a CPU as many images at a time as stay in the cache.
+    """
+    (b, k, _, d), n = inputs.u.shape, inputs.A.shape[2]
+    images = max(CACHED // max(CHUNK * k * d * n, 1), 1) if inputs.u.device.type == "cpu" else b
+    if b <= images:
+        return _backward(grad_y, grad_state, inputs, options)
+    parts = []
+    for i in range(0, b, images):
+        own = {name: t if t is None else t[i : i + images] for name, t in inputs._asdict().items() if name in OF_IMAGES}
+        state = grad_state if grad_state is None else grad_state[i : i + images]
+        part = inputs._replace(**own)  # type: ignore[arg-type]
+        parts.append(_backward(grad_y[i : i + images], state, part, options))
+    return Inputs(*(_join(name, [part[j] for part in parts]) for j, name in enumerate(Inputs._fields)))  # type: ignore[arg-type]
+
+
+def _join(name: str, grads: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the gradient of a tensor from those of its images."""
+    if grads[0] is None:
+        return None
+    return torch.cat(grads) if name in OF_IMAGES else torch.stack(grads).sum(0)  # type: ignore[arg-type]
+
+
+def _backward(grad_y: Tensor, grad_state: Tensor | None, inputs: Inputs, options: Options) -> Inputs:
     scan = prepare(inputs, options)
-    ungated = None if inputs.z is None else add_up(turn(_forward(scan)[0], scan.reverse), options.combine)
+    y, state, starts = _forward(scan)
+    ungated = None if inputs.z is None else add_up(turn(y, scan.reverse), options.combine)
     dy, dz = before_the_gate(grad_y.to(scan.u.dtype), inputs.z, ungated, options.combine, inputs.u.shape)
     dy = turn(dy, scan.reverse).unflatten(-1, scan.u.shape[-2:])
 
-    # forwards once more, for the state at the start of each segment
-    starts = []
-    state = scan.initial_state
-    decays, states, gradients, pulls = (scan.workspace() for _ in range(4))
-    for span, chunk in scan.segments():
-        starts.append(state)
-        state = scan.states(span, chunk, state, decays, states)[1][:, :, -1].clone()
-
     # backwards; carry: the gradient of the state at the start of the segment that comes after
+    decays, states, gradients, pulls = (scan.workspace() for _ in range(4))
     du, ddt = torch.empty_like(scan.u), torch.empty_like(scan.u)
     dB, dC = torch.empty_like(scan.B), torch.empty_like(scan.C)
     dA = torch.zeros_like(scan.A)
@@ -161,15 +180,19 @@ def prepare(inputs: Inputs, options: Options) -> _Scan:
     )
 
 
-def _forward(scan: _Scan) -> tuple[Tensor, Tensor]:
-    """Return y, (b, k, l, d), with the tokens in the scan's order, and the last state, (b, k, g, n, e)."""
-    state, ys = scan.initial_state, []
+def _forward(scan: _Scan) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return y, (b, k, l, d), the last state, (b, k, g, n, e), and the state before each segment.
+
+    The tokens of y are in the scan's order.
+    """
+    state, ys, starts = scan.initial_state, [], []
     decays, states = scan.workspace(), scan.workspace()
     for span, chunk in scan.segments():
+        starts.append(state)
         _, h = scan.states(span, chunk, state, decays, states)
         ys.append(scan.readout(span, h))
         state = h[:, :, -1].clone()
-    return torch.cat(ys, 2).flatten(-2), state
+    return torch.cat(ys, 2).flatten(-2), state, starts
 
 
 def _plain_states(state: Tensor) -> Tensor:
@@ -189,8 +212,11 @@ def _over_states(h: Tensor, C: Tensor) -> Tensor:
 
 
 def _over_channels(y: Tensor, h: Tensor) -> Tensor:
-    """Sum y, (b, k, s, g, e), times h, (b, k, s, g, n, e), over the channels: (b, k, s, g, n)."""
-    return torch.matmul(h, y.unsqueeze(-1)).squeeze(-1)
+    """Sum y, (b, k, s, g, e), times h, (b, k, s, g, n, e), over the channels: (b, k, s, g, n).
+
+    The vector comes first: the product with it as last factor takes up to ten times as long.
+    """
+    return torch.matmul(y.unsqueeze(-2), h.mT).squeeze(-2)
 
 
 def _linear_scan(decay: Tensor, h: Tensor, state: Tensor, chunk: int, backwards: bool = False) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vim.kernels import available_backends, selective_scan
+from vim.kernels.scan import chunked
 from vim.kernels.scan.reference import Inputs, Options
 
 # rtol and atol, relative to the largest element of the reference in float64
@@ -90,6 +91,15 @@ def test_every_instruction_set(shape, combine, instruction_set):
     options = {"delta_softplus": True, "reverse": alternating(shape[1]), "combine": combine}
     got = run_with_gradients(inputs, **options, backend="cpu")
     assert_close(got, run_with_gradients(in_float64(inputs), **options, backend="reference"), torch.float32)
+
+
+@pytest.mark.parametrize("combine", ["none", "mean"])
+def test_chunked_gradients_of_many_images(combine, monkeypatch):
+    monkeypatch.setattr(chunked, "CACHED", 1)  # each image on its own
+    inputs = make_inputs(3, 2, 20, 24, 2, 4, combine)
+    options = {"delta_softplus": True, "reverse": [False, True], "combine": combine}
+    want = run_with_gradients(inputs, **options, backend="reference")
+    assert_close(run_with_gradients(inputs, **options, backend="chunked"), want, torch.float64)
 
 
 @pytest.mark.parametrize("present", [c for r in range(5) for c in itertools.combinations(OPTIONAL, r)], ids="-".join)
