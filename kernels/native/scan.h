@@ -18,8 +18,11 @@ static VIM_INLINE void step_sizes(const Scan& s, Vec* delta, int64_t k, int64_t 
 static void copy_rows(float* to, const Rows& rows, const Place& p, int64_t t0, int64_t steps, int64_t n) {
   for (int64_t t = 0; t < steps; ++t) {
     const float* from = rows.at(p.b, p.k, p.token(t0 + t), p.piece.group);
-    if (rows.channel == 1) std::memcpy(to + t * n, from, n * sizeof(float));
-    else for (int64_t i = 0; i < n; ++i) to[t * n + i] = from[i * rows.channel];
+    if (rows.channel == 1) {
+      std::memcpy(to + t * n, from, n * sizeof(float));
+    } else {
+      for (int64_t i = 0; i < n; ++i) to[t * n + i] = from[i * rows.channel];
+    }
   }
 }
 
@@ -113,16 +116,16 @@ static VIM_INLINE void finish_steps(const Scan& s, const Place& p, int64_t block
   }
 }
 
-// Returns the largest power to base 2 of a block's decays, either way: in steps of the sizes dt, and of all of A2.
+// Returns the largest power to base 2 of a block's decays, either way, in steps of the sizes dt; it counts no NaN.
 static VIM_INLINE Vec steepest(const Vec* dt, int64_t steps, Vec largest_A2) {
   Vec largest{};
-  for (int64_t t = 0; t < steps; ++t) largest = larger(largest, larger(dt[t], -dt[t]));
+  for (int64_t t = 0; t < steps; ++t) largest = larger(larger(dt[t], -dt[t]), largest);
   return largest * largest_A2;
 }
 
-// Returns the largest number of a block's A2, either way, for each block.
+// Writes the largest number of each block's A2, either way.
 static void largest_of(Vec* largest, const Vec* A2, int64_t blocks, int64_t n) {
-  for (int64_t i = 0; i < blocks * n; ++i) largest[i / n] = larger(largest[i / n], larger(A2[i], -A2[i]));
+  for (int64_t i = 0; i < blocks * n; ++i) largest[i / n] = larger(larger(A2[i], -A2[i]), largest[i / n]);
 }
 
 // T steps of the n states of a block, and what the outputs y read of them.
@@ -131,7 +134,10 @@ static VIM_INLINE void advance(Vec* h, const Vec* A2, const Vec* dt, const Vec* 
                                const float* C, int64_t n) {
   Vec sum[T], in[T];
 #pragma GCC unroll 4
-  for (int t = 0; t < T; ++t) sum[t] = y[t], in[t] = x[t];
+  for (int t = 0; t < T; ++t) {
+    sum[t] = y[t];
+    in[t] = x[t];
+  }
   for (int64_t i = 0; i < n; ++i) {
     const Vec a = A2[i];
     Vec state = h[i], decay[T];
@@ -195,7 +201,7 @@ static void keep_states(const Scan& s, const Place& p, const Vec* h, const Vec* 
 template <int N>
 static void scan_piece(const Scan& scan, const Place& p, bool first, bool last) {
   Scan s = scan;  // its large tensors are tiles
-  constexpr int kSteps = 16;
+  constexpr int kSteps = 8;
   static_assert(kSaved % kSteps == 0 && kRun % kSaved == 0, "states are saved between two runs of kSteps");
   const int64_t n = N ? N : s.states, blocks = p.blocks();
   const int64_t states = (p.b * s.directions + p.k) * s.channels * n, chunks = (s.tokens + kSaved - 1) / kSaved;
@@ -227,10 +233,9 @@ static void scan_piece(const Scan& scan, const Place& p, bool first, bool last) 
           float* saved = s.saved + states * chunks + ((t0 + t) / kSaved * s.channels + p.channel(block)) * n;
           for (int64_t i = 0; i < n; ++i) store(saved + i * p.lanes(block), state[i], p.mask(block));
         }
-        const float *b = B.data() + t * n, *c = C.data() + t * n;
         const int64_t left = steps - t, taken = left >= kSteps ? kSteps : left >= 4 ? 4 : 1;
-        auto* run = taken == kSteps ? scan_steps<kSteps, N> : taken == 4 ? scan_steps<4, N> : scan_steps<1, N>;
-        run(s, p, block, t0 + t, a, largest[block], state, b, c, first, last, &elapsed[block]);
+        auto* take = taken == kSteps ? scan_steps<kSteps, N> : taken == 4 ? scan_steps<4, N> : scan_steps<1, N>;
+        take(s, p, block, t0 + t, a, largest[block], state, &B[t * n], &C[t * n], first, last, &elapsed[block]);
         t += taken;
         if (transposed && (t % kSaved == 0 || t == steps)) {
           y.write();

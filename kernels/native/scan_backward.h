@@ -128,6 +128,7 @@ static VIM_INLINE void store_backward(const Scan& s, const ScanGrads& grads, con
   *states.dbias = dbias;
 }
 
+// Up to kSaved steps of one block, backwards. N: n at compile time, 0 if unusual.
 template <int N>
 static inline void scan_steps_backward(const Scan& s, const ScanGrads& grads, const Place& p, int64_t block, int64_t t0,
                                        int64_t steps, const StatesBackward& states) {

@@ -159,8 +159,8 @@ static inline float sum_lanes(Vec x) {
 
 // Writes the sum of the lanes of each of `count` vectors.
 static inline void sum_all_lanes(float* to, const Vec* x, int64_t count) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
+  const int64_t whole = count / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
     Vec lanes[kLanes];
     transpose(reinterpret_cast<const float*>(x + i), kLanes, reinterpret_cast<float*>(lanes), kLanes);
 #pragma GCC unroll 4
@@ -168,7 +168,7 @@ static inline void sum_all_lanes(float* to, const Vec* x, int64_t count) {
       for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
     std::memcpy(to + i, lanes, sizeof(Vec));
   }
-  for (; i < count; ++i) to[i] = sum_lanes(x[i]);
+  for (int64_t i = whole; i < count; ++i) to[i] = sum_lanes(x[i]);
 }
 
 constexpr float kExp2Range = 126.0f;  // the largest power of `exp2_in_range`, either way

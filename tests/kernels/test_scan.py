@@ -93,6 +93,25 @@ def test_every_instruction_set(shape, combine, instruction_set):
     assert_close(got, run_with_gradients(in_float64(inputs), **options, backend="reference"), torch.float32)
 
 
+@pytest.mark.parametrize("n", [5, 16])
+def test_steep_steps_beside_growing_states(n, instruction_set):
+    inputs = make_inputs(1, 2, 27, 40, 1, n, dtype=torch.float32)
+    inputs["A"][:, :8] *= -0.1
+    inputs["delta"][:, :, 5, 16:24] = 300
+    options = {"delta_softplus": True, "reverse": [False, True]}
+    got = run_with_gradients(inputs, **options, backend="cpu")
+    assert_close(got, run_with_gradients(in_float64(inputs), **options, backend="reference"), torch.float32)
+
+
+@pytest.mark.parametrize("n", [5, 16])
+def test_a_steep_step_before_nan(n, instruction_set):
+    inputs = make_inputs(1, 1, 8, 16, 1, n, dtype=torch.float32, options=())
+    inputs["delta"][0, 0, 2], inputs["delta"][0, 0, 5] = 300, float("nan")
+    got = selective_scan(**inputs, reverse=[False], backend="cpu")[:, :, :5]
+    want = selective_scan(**in_float64(inputs), reverse=[False], backend="reference")[:, :, :5]
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5 * want.abs().max().item())
+
+
 @pytest.mark.parametrize("combine", ["none", "mean"])
 def test_chunked_gradients_of_many_images(combine, monkeypatch):
     monkeypatch.setattr(chunked, "CACHED", 1)  # each image on its own
