@@ -8,6 +8,7 @@ are too many for the registers take several launches.
 Sizes: b images, k directions, l tokens, d channels, g groups of B and C, n states; s segments, c chunks of 64 tokens.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -184,16 +185,11 @@ class _Scan:
         return *self.u.shape[1:], self.B.shape[3], self.segment, self.reverse, 1
 
     @property
-    def word(self) -> int:
-        """The numbers of B and C that a load takes: as many as 8 bytes hold, if all rows are aligned to them."""
-        n, size = self.B.shape[4], self.B.element_size()
-        places = [n, *(place for x in (self.B, self.C) for place in (x.data_ptr() // size, *x.stride()[:4]))]
-        return next(word for word in (4, 2, 1) if word * size <= 8 and all(place % word == 0 for place in places))
-
-    @property
     def options(self) -> dict[str, object]:
-        sizes = {"N": self.A.shape[2], "WORD": self.word, "BLOCK": self.block, "CHUNK": CHUNK}
-        return {**sizes, "SOFTPLUS": self.softplus, **LAUNCH}
+        n = self.A.shape[2]
+        parts = math.gcd(n, 4)  # lanes that B and C of a token are shared out to; the other lanes take other tokens
+        groups = {"PARTS": parts, "GROUP": math.gcd(32 // parts, CHUNK)}
+        return {"N": n, **groups, "BLOCK": self.block, "CHUNK": CHUNK, "SOFTPLUS": self.softplus, **LAUNCH}
 
     def ends_of_segments(self, x: Tensor, B: Tensor, *, backwards: bool) -> tuple[Tensor | None, Tensor | None]:
         """Return each segment's last state if it starts from zero, (b, k, s, n, d), and its sum of dt, (b, k, s, d).
@@ -237,15 +233,14 @@ def configuration(rows: int, l: int, d: int, g: int, n: int) -> tuple[int, int]:
     """Return the channels of a program and the tokens of a segment, for b k rows.
 
     They depend on the shapes alone, because the last bit of sums over channels and segments depends on them. With 64
-    channels a thread has two, which share the loads of B and C: 9 instructions a state update instead of 11. That needs
-    few enough states for the registers. The last states of the segments take nearly as long as the scan itself, so that
-    two segments would gain nothing.
+    channels a thread has two, which share what it does for B and C; that needs few enough states for the registers, and
+    enough chunks to go round. The last states of the segments take nearly as long as the scan itself, so that two
+    segments would gain nothing.
     """
     if (rows, l, d, g, n) in TUNED:
         return TUNED[rows, l, d, g, n]
     chunks, wide = triton.cdiv(l, CHUNK), rows * g * triton.cdiv(d // g, 64)
-    enough = wide >= 2 * BUSY // 3 or (wide <= BUSY // 3 and wide * chunks >= BUSY)
-    block = 64 if n <= 16 and enough else 32
+    block = 64 if n <= 16 and wide * chunks >= BUSY // 3 else 32
     segments = BUSY // (rows * g * triton.cdiv(d // g, block))
     return block, triton.cdiv(chunks, segments if segments > 2 else 1) * CHUNK
 

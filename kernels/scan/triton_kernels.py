@@ -6,21 +6,31 @@ is contiguous: (b, k, l, d), (k, d, n), (b, k, d, n), or at the borders of chunk
 
 A program takes one image, direction, group and block of channels. The grid is (programs, segments), or (programs times
 chunks,): only the first number of a grid can be above 65,535.
+
+What hides the latency of memory, of which a scheduler's few warps hide little:
+- B and C come a GROUP of tokens at a time, PARTS lanes to a token, one group ahead; lanes then exchange them.
+- The channels of the next token are loaded, and those FAR ahead fetched into the cache, before a token is computed.
+- The compiler would move these loads behind the computation. In a forward pass, this is therefore the body of a loop of
+  `once` turns, a number that only the launch knows. dt changes in it, so that nothing is computed before the loop.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from ..tiles import LOG2E, sigmoid, step_size
 
 LN2 = tl.constexpr(0.6931471805599453)
+FAR = tl.constexpr(8)  # tokens
+PREFETCHES = tl.constexpr(torch.version.hip is None and not triton.knobs.runtime.interpret)
 
 
 @triton.jit(do_not_specialize=["once"])
 def forward_kernel(
     u, u_at, delta, delta_at, B, B_at, C, C_at, A, delta_bias, D, initial_state, ends, steps, z, z_at,
     partial, y, ungated, saved, last_state, k, l, d, g, segment, reverse, once, FIRST: tl.constexpr, LAST: tl.constexpr,
-    N: tl.constexpr, WORD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
+    N: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """Write those outputs that are given: y, y before the gate, the states at the chunks' borders, the last state.
 
@@ -31,10 +41,10 @@ def forward_kernel(
     row = image * k + direction
     first, last = tl.program_id(1) * segment, min(tl.program_id(1) * segment + segment, l)
     token, step = _walk(first, l, direction, reverse)
-    u = _row(u, u_at, image, direction, token) + channel
-    delta = _row(delta, delta_at, image, direction, token) + channel
-    B = _shared(_row(B, B_at, image, direction, token) + group * B_at[3], d)
-    C = _shared(_row(C, C_at, image, direction, token) + group * C_at[3], d)
+    u = _row(u, u_at, image, direction, token)
+    delta = _row(delta, delta_at, image, direction, token)
+    B = _of_group(B, B_at, image, direction, group)
+    C = _of_group(C, C_at, image, direction, group)
     if z is not None:
         z = _row(z, z_at, image, direction, token)
     if partial is not None:
@@ -50,49 +60,48 @@ def forward_kernel(
         for s in range(tl.program_id(1)):
             state = _pass_segment(state, ends, steps, row * tl.num_programs(1) + s, rates, d, channel, inside, N)
     chunks = tl.cdiv(l, CHUNK)
-    x, dt = tl.load(u, inside, 0.0).to(tl.float32), step_size(tl.load(delta, inside, 0.0), bias, SOFTPLUS)[0]
-    b, c = _floats(_words(B, N, WORD), B, N, WORD), _floats(_words(C, N, WORD), C, N, WORD)
-    delta += _ahead(first + 1, last, step) * delta_at[2]
-    next_delta = tl.load(delta, inside, 0.0)
+    next_x = tl.load(u + channel, inside, 0.0)
+    dt = step_size(tl.load(delta + channel, inside, 0.0), bias, SOFTPLUS)[0]
+    delta, next_delta = _next(delta, delta_at[2], step, last - first, channel, inside)
+    next_B = _load_group(B, B_at[2], first, first, last, l, direction, reverse, N, PARTS)
+    next_C = _load_group(C, C_at[2], first, first, last, l, direction, reverse, N, PARTS)
     for start in range(first, last, CHUNK):
         if saved is not None:
             place = row * (chunks + 1) + start // CHUNK
             _store_vectors(saved, place * N * d + channel, d, state, inside, N)
-        for i in range(start, min(start + CHUNK, last)):
-            next_dt = step_size(next_delta, bias, SOFTPLUS)[0]
-            # load the next token before this one is used, to hide the latency; after the last token, the last again
-            ahead = _ahead(i + 1, last, step)
-            u += ahead * u_at[2]
-            delta += _ahead(i + 2, last, step) * delta_at[2]
-            B += ahead * B_at[2]
-            C += ahead * C_at[2]
-            next_x, next_delta = tl.load(u, inside, 0.0), tl.load(delta, inside, 0.0)
-            next_B, next_C = _words(B, N, WORD), _words(C, N, WORD)
-            out = skip * x if FIRST else tl.load(partial + channel, inside, 0.0)
-            for _ in tl.range(once, disable_licm=True):
-                drive = dt * x
-                moved = ()
-                for n in tl.static_range(N):
-                    h = tl.exp2(dt * rates[n]) * state[n] + drive * b[n]
-                    out += h * c[n]
-                    moved = moved + (h,)
-                state = moved
-                dt += 1
-            if partial is not None:
-                tl.store(partial + channel, out, inside)
-                partial += step * d
-            if LAST and ungated is not None:
-                tl.store(ungated + channel, out, inside)
-                ungated += step * d
-            if LAST and z is not None:
-                gate = tl.load(z + channel, inside, 0.0).to(tl.float32)
-                out *= gate * sigmoid(gate)
-                z += step * z_at[2]
-            if LAST and y is not None:
-                tl.store(y + channel, out, inside)
-                y += step * d
-            x, dt = next_x.to(tl.float32), next_dt
-            b, c = _floats(next_B, B, N, WORD), _floats(next_C, C, N, WORD)
+        for some in range(start, min(start + CHUNK, last), GROUP):
+            Bs, Cs = _floats(next_B), _floats(next_C)
+            next_B = _load_group(B, B_at[2], some + GROUP, first, last, l, direction, reverse, N, PARTS)
+            next_C = _load_group(C, C_at[2], some + GROUP, first, last, l, direction, reverse, N, PARTS)
+            for i in range(some, min(some + GROUP, last)):
+                x, next_dt = next_x.to(tl.float32), step_size(next_delta, bias, SOFTPLUS)[0]
+                b, c = _of_token(Bs, i - some, d, N, PARTS), _of_token(Cs, i - some, d, N, PARTS)
+                u, next_x = _next(u, u_at[2], step, last - i, channel, inside)
+                delta, next_delta = _next(delta, delta_at[2], step, last - i - 1, channel, inside)
+                out = skip * x if FIRST else tl.load(partial + channel, inside, 0.0)
+                for _ in tl.range(once, disable_licm=True):
+                    drive = dt * x
+                    moved = ()
+                    for n in tl.static_range(N):
+                        h = tl.exp2(dt * rates[n]) * state[n] + drive * b[n]
+                        out += h * c[n]
+                        moved = moved + (h,)
+                    state = moved
+                    dt += 1
+                dt = next_dt
+                if partial is not None:
+                    tl.store(partial + channel, out, inside)
+                    partial += step * d
+                if LAST and ungated is not None:
+                    tl.store(ungated + channel, out, inside)
+                    ungated += step * d
+                if LAST and z is not None:
+                    gate = tl.load(z + channel, inside, 0.0).to(tl.float32)
+                    out *= gate * sigmoid(gate)
+                    z += step * z_at[2]
+                if LAST and y is not None:
+                    tl.store(y + channel, out, inside)
+                    y += step * d
     if last == l:
         if saved is not None:
             _store_vectors(saved, (row * (chunks + 1) + chunks) * N * d + channel, d, state, inside, N)
@@ -103,7 +112,8 @@ def forward_kernel(
 @triton.jit(do_not_specialize=["once"])
 def ends_kernel(
     x, x_at, delta, delta_at, B, B_at, A, delta_bias, ends, steps, k, l, d, g, segment, reverse, once,
-    N: tl.constexpr, WORD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr, BACKWARDS: tl.constexpr,
+    N: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, BACKWARDS: tl.constexpr,
 ):  # fmt: skip
     """Write the last state of each segment that starts from zero, and the segment's sum of dt.
 
@@ -116,37 +126,42 @@ def ends_kernel(
     token, step = _walk(last - 1 if BACKWARDS else first, l, direction, reverse)
     if BACKWARDS:
         step = -step
-    x = _row(x, x_at, image, direction, token) + channel
-    delta = _row(delta, delta_at, image, direction, token) + channel
-    B = _shared(_row(B, B_at, image, direction, token) + group * B_at[3], d)
+    x = _row(x, x_at, image, direction, token)
+    delta = _row(delta, delta_at, image, direction, token)
+    B = _of_group(B, B_at, image, direction, group)
     rates = _rates(A, direction, d, channel, inside, N)
     bias = _of_channels(delta_bias, direction, d, channel, inside)
     state = _vectors(None, channel, 1, inside, N)
     total = tl.zeros(inside.shape, tl.float32)
-    value, dt = tl.load(x, inside, 0.0).to(tl.float32), step_size(tl.load(delta, inside, 0.0), bias, SOFTPLUS)[0]
-    b = _floats(_words(B, N, WORD), B, N, WORD)
-    delta += _ahead(first + 1, last, step) * delta_at[2]
-    next_delta = tl.load(delta, inside, 0.0)
-    for i in range(first, last):
-        next_dt = step_size(next_delta, bias, SOFTPLUS)[0]
-        ahead = _ahead(i + 1, last, step)
-        x += ahead * x_at[2]
-        B += ahead * B_at[2]
-        delta += _ahead(i + 2, last, step) * delta_at[2]
-        next_value, next_delta, next_B = tl.load(x, inside, 0.0), tl.load(delta, inside, 0.0), _words(B, N, WORD)
-        total += dt
-        for _ in tl.range(once, disable_licm=True):
-            drive = value if BACKWARDS else dt * value
-            moved = ()
-            for n in tl.static_range(N):
-                decay, added = tl.exp2(dt * rates[n]), drive * b[n]
-                if BACKWARDS:
-                    moved = moved + (decay * (state[n] + added),)
-                else:
-                    moved = moved + (decay * state[n] + added,)
-            state = moved
-            dt += 1
-        value, dt, b = next_value.to(tl.float32), next_dt, _floats(next_B, B, N, WORD)
+    next_value = tl.load(x + channel, inside, 0.0)
+    dt = step_size(tl.load(delta + channel, inside, 0.0), bias, SOFTPLUS)[0]
+    delta, next_delta = _next(delta, delta_at[2], step, last - first, channel, inside)
+    groups, turn = tl.cdiv(last - first, GROUP), -GROUP if BACKWARDS else GROUP
+    some = first + (groups - 1) * GROUP if BACKWARDS else first
+    next_B = _load_group(B, B_at[2], some, first, last, l, direction, reverse, N, PARTS)
+    for _ in range(groups):
+        Bs, size = _floats(next_B), min(last - some, GROUP)
+        next_B = _load_group(B, B_at[2], some + turn, first, last, l, direction, reverse, N, PARTS)
+        for j in range(size):
+            value, next_dt = next_value.to(tl.float32), step_size(next_delta, bias, SOFTPLUS)[0]
+            b = _of_token(Bs, size - 1 - j if BACKWARDS else j, d, N, PARTS)
+            left = (some - first + size if BACKWARDS else last - some) - j
+            x, next_value = _next(x, x_at[2], step, left, channel, inside)
+            delta, next_delta = _next(delta, delta_at[2], step, left - 1, channel, inside)
+            total += dt
+            for _ in tl.range(once, disable_licm=True):
+                drive = value if BACKWARDS else dt * value
+                moved = ()
+                for n in tl.static_range(N):
+                    decay, added = tl.exp2(dt * rates[n]), drive * b[n]
+                    if BACKWARDS:
+                        moved = moved + (decay * (state[n] + added),)
+                    else:
+                        moved = moved + (decay * state[n] + added,)
+                state = moved
+                dt += 1
+            dt = next_dt
+        some += turn
     place = (image * k + direction) * tl.num_programs(1) + tl.program_id(1)
     _store_vectors(ends, place * N * d + channel, d, state, inside, N)
     tl.store(steps + place * d + channel, total, inside)
@@ -156,7 +171,8 @@ def ends_kernel(
 def states_kernel(
     u, u_at, delta, delta_at, B, B_at, C, C_at, A, delta_bias, dy, dy_at, saved, kept, steps, dC, dC_at, dA,
     k, l, d, g, segment, reverse, once,
-    N: tl.constexpr, WORD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
+    N: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """Run the first walk over a chunk; write dC, the sum of A C kept, the sum of dt, and this walk's part of dA."""
     chunks = tl.cdiv(l, CHUNK)
@@ -165,45 +181,48 @@ def states_kernel(
     row = image * k + direction
     first, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, l)
     token, step = _walk(first, l, direction, reverse)
-    u = _row(u, u_at, image, direction, token) + channel
-    delta = _row(delta, delta_at, image, direction, token) + channel
-    dy = _row(dy, dy_at, image, direction, token) + channel
-    B = _shared(_row(B, B_at, image, direction, token) + group * B_at[3], d)
-    C = _shared(_row(C, C_at, image, direction, token) + group * C_at[3], d)
+    u = _row(u, u_at, image, direction, token)
+    delta = _row(delta, delta_at, image, direction, token)
+    dy = _row(dy, dy_at, image, direction, token)
+    B = _of_group(B, B_at, image, direction, group)
+    C = _of_group(C, C_at, image, direction, group)
     dC = _row(dC, dC_at, image, direction, token) + group * dC_at[3] + block.to(tl.int64) * dC_at[4]
-    kept += (row * l + token) * d + channel
+    kept += (row * l + token) * d
     rates = _rates(A, direction, d, channel, inside, N)
     bias = _of_channels(delta_bias, direction, d, channel, inside)
     state = _vectors(saved, (row * (chunks + 1) + chunk) * N * d + channel, d, inside, N)
     grad_A = _vectors(None, channel, 1, inside, N)
     since = tl.zeros(inside.shape, tl.float32)  # the sum of dt up to this token
-    next_x, next_grad, next_delta = tl.load(u, inside, 0.0), tl.load(dy, inside, 0.0), tl.load(delta, inside, 0.0)
-    for i in range(first, last):
-        x, grad = next_x.to(tl.float32), next_grad.to(tl.float32)
-        dt = step_size(next_delta, bias, SOFTPLUS)[0]
-        ahead = _ahead(i + 1, last, step)
-        u += ahead * u_at[2]
-        dy += ahead * dy_at[2]
-        delta += ahead * delta_at[2]
-        next_x, next_grad, next_delta = tl.load(u, inside, 0.0), tl.load(dy, inside, 0.0), tl.load(delta, inside, 0.0)
-        b, c = _floats(_words(B, N, WORD), B, N, WORD), _floats(_words(C, N, WORD), C, N, WORD)
-        since += dt
-        drive, weight = dt * x, since * grad
-        total = tl.zeros(inside.shape, tl.float32)
-        moved, moved_A, to_C = (), (), ()
-        for n in tl.static_range(N):
-            left = tl.exp2(dt * rates[n]) * state[n]
-            h = left + drive * b[n]
-            left *= c[n]
-            total += rates[n] * left
-            moved, moved_A, to_C = moved + (h,), moved_A + (grad_A[n] + weight * left,), to_C + (grad * h,)
-        state, grad_A = moved, moved_A
-        _store_sums(dC, to_C, N)
-        tl.store(kept, total * LN2, inside)
-        B += step * B_at[2]
-        C += step * C_at[2]
-        dC += step * dC_at[2]
-        kept += step * d
+    next_x, next_grad = tl.load(u + channel, inside, 0.0), tl.load(dy + channel, inside, 0.0)
+    next_delta = tl.load(delta + channel, inside, 0.0)
+    next_B = _load_group(B, B_at[2], first, first, last, l, direction, reverse, N, PARTS)
+    next_C = _load_group(C, C_at[2], first, first, last, l, direction, reverse, N, PARTS)
+    for some in range(first, last, GROUP):
+        Bs, Cs = _floats(next_B), _floats(next_C)
+        next_B = _load_group(B, B_at[2], some + GROUP, first, last, l, direction, reverse, N, PARTS)
+        next_C = _load_group(C, C_at[2], some + GROUP, first, last, l, direction, reverse, N, PARTS)
+        for i in range(some, min(some + GROUP, last)):
+            x, grad = next_x.to(tl.float32), next_grad.to(tl.float32)
+            dt = step_size(next_delta, bias, SOFTPLUS)[0]
+            u, next_x = _next(u, u_at[2], step, last - i, channel, inside)
+            dy, next_grad = _next(dy, dy_at[2], step, last - i, channel, inside)
+            delta, next_delta = _next(delta, delta_at[2], step, last - i, channel, inside)
+            b, c = _of_token(Bs, i - some, d, N, PARTS), _of_token(Cs, i - some, d, N, PARTS)
+            since += dt
+            drive, weight = dt * x, since * grad
+            total = tl.zeros(inside.shape, tl.float32)
+            moved, moved_A, to_C = (), (), ()
+            for n in tl.static_range(N):
+                left = tl.exp2(dt * rates[n]) * state[n]
+                h = left + drive * b[n]
+                left *= c[n]
+                total += rates[n] * left
+                moved, moved_A, to_C = moved + (h,), moved_A + (grad_A[n] + weight * left,), to_C + (grad * h,)
+            state, grad_A = moved, moved_A
+            _store_sums(dC, to_C, N)
+            tl.store(kept + channel, total * LN2, inside)
+            dC += step * dC_at[2]
+            kept += step * d
     tl.store(steps + (row * chunks + chunk) * d + channel, since, inside)
     place = (image * (chunks + tl.cdiv(l, segment)) + chunk) * k + direction
     _store_vectors(dA, place * N * d + channel, d, grad_A, inside, N)
@@ -214,7 +233,8 @@ def gradients_kernel(
     u, u_at, delta, delta_at, B, B_at, C, C_at, A, delta_bias, D, dy, dy_at, saved, kept, steps,
     grad_state, ends, end_steps, partial, du, ddelta, du_at, dB, dB_at, dA, dD, dbias, dstate,
     k, l, d, g, segment, reverse, once, FIRST: tl.constexpr, LAST: tl.constexpr,
-    N: tl.constexpr, WORD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
+    N: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """Run the second walk, from the last token of a segment to its first; write every gradient but dC.
 
@@ -227,16 +247,16 @@ def gradients_kernel(
     first, last = tl.program_id(1) * segment, min(tl.program_id(1) * segment + segment, l)
     token, step = _walk(last - 1, l, direction, reverse)
     step = -step
-    u = _row(u, u_at, image, direction, token) + channel
-    delta = _row(delta, delta_at, image, direction, token) + channel
-    dy = _row(dy, dy_at, image, direction, token) + channel
-    du, ddelta = _row(du, du_at, image, direction, token) + channel, _row(ddelta, du_at, image, direction, token) + channel
-    B = _shared(_row(B, B_at, image, direction, token) + group * B_at[3], d)
-    C = _shared(_row(C, C_at, image, direction, token) + group * C_at[3], d)
+    u = _row(u, u_at, image, direction, token)
+    delta = _row(delta, delta_at, image, direction, token)
+    dy = _row(dy, dy_at, image, direction, token)
+    du, ddelta = _row(du, du_at, image, direction, token), _row(ddelta, du_at, image, direction, token)
+    B = _of_group(B, B_at, image, direction, group)
+    C = _of_group(C, C_at, image, direction, group)
     dB = _row(dB, dB_at, image, direction, token) + group * dB_at[3] + block.to(tl.int64) * dB_at[4]
-    kept += (row * l + token) * d + channel
+    kept += (row * l + token) * d
     if partial is not None:
-        partial += (row * l + token) * 2 * d + channel
+        partial += (row * l + token) * 2 * d
     rates = _rates(A, direction, d, channel, inside, N)
     bias, skip = _of_channels(delta_bias, direction, d, channel, inside), _of_channels(D, direction, d, channel, inside)
     pull = _vectors(grad_state, (row * d + channel) * N, 1, inside, N)
@@ -246,8 +266,11 @@ def gradients_kernel(
             pull = _pass_segment(pull, ends, end_steps, place, rates, d, channel, inside, N)
     grad_A = _vectors(None, channel, 1, inside, N)
     grad_D, grad_bias = tl.zeros(inside.shape, tl.float32), tl.zeros(inside.shape, tl.float32)
-    next_x, next_grad = tl.load(u, inside, 0.0), tl.load(dy, inside, 0.0)
-    next_delta, next_kept = tl.load(delta, inside, 0.0), tl.load(kept, inside, 0.0)
+    next_x, next_grad = tl.load(u + channel, inside, 0.0), tl.load(dy + channel, inside, 0.0)
+    next_delta, next_kept = tl.load(delta + channel, inside, 0.0), tl.load(kept + channel, inside, 0.0)
+    final = (last - 1) // GROUP * GROUP
+    next_B = _load_group(B, B_at[2], final, first, last, l, direction, reverse, N, PARTS)
+    next_C = _load_group(C, C_at[2], final, first, last, l, direction, reverse, N, PARTS)
     for i in range(tl.cdiv(last - first, CHUNK)):
         chunk = (last - 1) // CHUNK - i
         since = tl.load(steps + (row * chunks + chunk) * d + channel, inside, 0.0)  # the sum of dt up to this token
@@ -259,53 +282,54 @@ def gradients_kernel(
             moved_A = moved_A + (grad_A[n] + since * (pull[n] * state),)
         grad_A = moved_A
         to_decay *= LN2
-        for left in range(min(chunk * CHUNK + CHUNK, last), chunk * CHUNK, -1):
-            dt, slope = step_size(next_delta, bias, SOFTPLUS)
-            x, grad, kept_now = next_x.to(tl.float32), next_grad.to(tl.float32), next_kept
-            ahead = _ahead(first + 1, left, step)
-            u += ahead * u_at[2]
-            dy += ahead * dy_at[2]
-            delta += ahead * delta_at[2]
-            kept += ahead * d
-            next_x, next_grad, next_delta = tl.load(u, inside, 0.0), tl.load(dy, inside, 0.0), tl.load(delta, inside, 0.0)
-            next_kept = tl.load(kept, inside, 0.0)
-            wB, wC = _words(B, N, WORD), _words(C, N, WORD)
-            b, c = _floats(wB, B, N, WORD), _floats(wC, C, N, WORD)
-            drive = dt * x
-            weight = since * drive
-            to_drive, through = tl.zeros(inside.shape, tl.float32), tl.zeros(inside.shape, tl.float32)
-            moved, moved_A, to_B = (), (), ()
-            for n in tl.static_range(N):
-                whole = pull[n] + grad * c[n]
-                to_drive += whole * b[n]
-                later = pull[n] * b[n]
-                through += rates[n] * later
-                moved, moved_A = moved + (tl.exp2(dt * rates[n]) * whole,), moved_A + (grad_A[n] - weight * later,)
-                to_B = to_B + (whole * drive,)
-            pull, grad_A = moved, moved_A
-            _store_sums(dB, to_B, N)
-            since -= dt
-            to_decay += grad * kept_now - drive * (through * LN2)
-            whole_drive, whole_decay = to_drive, to_decay
-            if not FIRST:
-                whole_drive += tl.load(partial, inside, 0.0)
-                whole_decay += tl.load(partial + d, inside, 0.0)
-            if LAST:
-                to_delta = (x * whole_drive + whole_decay) * slope
-                tl.store(du, dt * whole_drive + skip * grad, inside)
-                tl.store(ddelta, to_delta, inside)
-                grad_D += grad * x
-                grad_bias += to_delta
-            else:
-                tl.store(partial, whole_drive, inside)
-                tl.store(partial + d, whole_decay, inside)
-            if partial is not None:
-                partial += step * 2 * d
-            B += step * B_at[2]
-            C += step * C_at[2]
-            du += step * du_at[2]
-            ddelta += step * du_at[2]
-            dB += step * dB_at[2]
+        groups = tl.cdiv(min(chunk * CHUNK + CHUNK, last) - chunk * CHUNK, GROUP)
+        for j in range(groups):
+            some = chunk * CHUNK + (groups - 1 - j) * GROUP
+            Bs, Cs = _floats(next_B), _floats(next_C)
+            next_B = _load_group(B, B_at[2], some - GROUP, first, last, l, direction, reverse, N, PARTS)
+            next_C = _load_group(C, C_at[2], some - GROUP, first, last, l, direction, reverse, N, PARTS)
+            for position in range(min(some + GROUP, last) - 1, some - 1, -1):
+                x, grad, through_later = next_x.to(tl.float32), next_grad.to(tl.float32), next_kept
+                dt, slope = step_size(next_delta, bias, SOFTPLUS)
+                left = position - first + 1
+                u, next_x = _next(u, u_at[2], step, left, channel, inside)
+                dy, next_grad = _next(dy, dy_at[2], step, left, channel, inside)
+                delta, next_delta = _next(delta, delta_at[2], step, left, channel, inside)
+                kept, next_kept = _next(kept, d, step, left, channel, inside)
+                b, c = _of_token(Bs, position - some, d, N, PARTS), _of_token(Cs, position - some, d, N, PARTS)
+                drive = dt * x
+                weight = since * drive
+                to_drive, through = tl.zeros(inside.shape, tl.float32), tl.zeros(inside.shape, tl.float32)
+                moved, moved_A, to_B = (), (), ()
+                for n in tl.static_range(N):
+                    whole = pull[n] + grad * c[n]
+                    to_drive += whole * b[n]
+                    later = pull[n] * b[n]
+                    through += rates[n] * later
+                    moved, moved_A = moved + (tl.exp2(dt * rates[n]) * whole,), moved_A + (grad_A[n] - weight * later,)
+                    to_B = to_B + (whole * drive,)
+                pull, grad_A = moved, moved_A
+                _store_sums(dB, to_B, N)
+                since -= dt
+                to_decay += grad * through_later - drive * (through * LN2)
+                whole_drive, whole_decay = to_drive, to_decay
+                if not FIRST:
+                    whole_drive += tl.load(partial + channel, inside, 0.0)
+                    whole_decay += tl.load(partial + d + channel, inside, 0.0)
+                if LAST:
+                    to_delta = (x * whole_drive + whole_decay) * slope
+                    tl.store(du + channel, dt * whole_drive + skip * grad, inside)
+                    tl.store(ddelta + channel, to_delta, inside)
+                    grad_D += grad * x
+                    grad_bias += to_delta
+                else:
+                    tl.store(partial + channel, whole_drive, inside)
+                    tl.store(partial + d + channel, whole_decay, inside)
+                if partial is not None:
+                    partial += step * 2 * d
+                du += step * du_at[2]
+                ddelta += step * du_at[2]
+                dB += step * dB_at[2]
     place = image * segments + tl.program_id(1)
     tl.store(dD + (place * k + direction) * d + channel, grad_D, inside)
     tl.store(dbias + (place * k + direction) * d + channel, grad_bias, inside)
@@ -338,19 +362,57 @@ def _row(x, x_at, image, direction, token):
 
 
 @triton.jit
-def _shared(x, d):
-    """Return an address for each lane, of numbers that all lanes load.
-
-    The addresses are equal, which the compiler does not see: it would keep the numbers in registers that the lanes
-    share, and moving them there waits for the load.
-    """
-    return x + tl.arange(0, 32)[:, None] // (d + 32)
+def _of_group(x, x_at, image, direction, group):
+    """Return the address of B or C of a group of channels, in a tensor of strides x_at."""
+    return x + image * x_at[0] + direction.to(tl.int64) * x_at[1] + group * x_at[3]
 
 
 @triton.jit
-def _ahead(position, last, step):
-    """Return the step to the token at a position, none after the last."""
-    return tl.where(position < last, step, 0)
+def _next(x, x_at, step, left, channel, inside):
+    """Return the address of the next token, and its channels; the last of the `left` tokens is its own next.
+
+    Loading it before the token in hand is computed hides the latency of a cache; fetching one far ahead into the cache
+    hides the latency of the memory.
+    """
+    if PREFETCHES:
+        some = tl.max(channel, 1)
+        place = x + tl.minimum(left - 1, FAR) * step * x_at + some
+        asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.b32 $0, 0;"
+        tl.inline_asm_elementwise(asm, "=r,l", [place.to(tl.int64)], tl.int32, is_pure=False, pack=1)
+    x += tl.where(left > 1, step, 0) * x_at
+    return x, tl.load(x + channel, inside, 0.0)
+
+
+@triton.jit
+def _load_group(x, x_at, some, first, last, l, direction, reverse, N: tl.constexpr, PARTS: tl.constexpr):
+    """Load B or C of a group of tokens, those of the positions from `some` on: a part of the n of a token to a lane."""
+    lane = tl.arange(0, 32)[:, None]
+    position = some + lane // PARTS
+    token = _walk(position, l, direction, reverse)[0].to(tl.int64)
+    x += token * x_at + lane % PARTS * (N // PARTS)
+    part = ()
+    for n in tl.static_range(N // PARTS):
+        part = part + (tl.load(x + n, (position >= first) & (position < last), 0.0),)
+    return part
+
+
+@triton.jit
+def _floats(vectors):
+    floats = ()
+    for n in tl.static_range(len(vectors)):
+        floats = floats + (vectors[n].to(tl.float32),)
+    return floats
+
+
+@triton.jit
+def _of_token(group, i, d, N: tl.constexpr, PARTS: tl.constexpr):
+    """Return the n numbers of a group's token i, each in all lanes."""
+    # a zero that the compiler does not know: it would copy an equal lane to a register of its own for every exchange
+    lane = tl.arange(0, 32)[:, None] // (d + 32) + i * PARTS
+    numbers = ()
+    for n in tl.static_range(N):
+        numbers = numbers + (tl.gather(group[n % (N // PARTS)], lane + n // (N // PARTS), 0),)
+    return numbers
 
 
 @triton.jit
@@ -360,39 +422,6 @@ def _rates(A, direction, d, channel, inside, N: tl.constexpr):
     for n in tl.static_range(N):
         rates = rates + (tl.load(A + (direction * d + channel) * N + n, inside, 0.0) * LOG2E,)
     return rates
-
-
-@triton.jit
-def _words(x, N: tl.constexpr, WORD: tl.constexpr):
-    """Load n numbers that all channels share, WORD of them at a time: see :func:`_floats`."""
-    if WORD > 1:
-        if x.dtype.element_ty.primitive_bitwidth * WORD == 64:
-            x = x.to(tl.pointer_type(tl.int64), bitcast=True)
-        else:
-            x = x.to(tl.pointer_type(tl.int32), bitcast=True)
-    words = ()
-    for n in tl.static_range(N // WORD):
-        words = words + (tl.load(x + n),)
-    return words
-
-
-@triton.jit
-def _floats(words, x, N: tl.constexpr, WORD: tl.constexpr):
-    """Return the n numbers that :func:`_words` loaded from x, in float32."""
-    bits: tl.constexpr = x.dtype.element_ty.primitive_bitwidth
-    floats = ()
-    for n in tl.static_range(N):
-        if WORD == 1:
-            value = words[n]
-        elif bits == 32:
-            value = (words[n // 2] >> (32 * (n % 2))).to(tl.int32).to(tl.float32, bitcast=True)
-        elif x.dtype.element_ty == tl.bfloat16:
-            pair = (words[n // WORD] >> (32 * (n % WORD // 2))).to(tl.int32)
-            value = (pair << 16 if n % 2 == 0 else pair & -65536).to(tl.float32, bitcast=True)
-        else:
-            value = (words[n // WORD] >> (16 * (n % WORD))).to(tl.int16).to(tl.float16, bitcast=True)
-        floats = floats + (value.to(tl.float32),)
-    return floats
 
 
 @triton.jit

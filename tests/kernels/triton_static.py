@@ -85,8 +85,8 @@ def compile_launch(kernel, args, options, architecture):
 
     given = dict(zip(kernel.arg_names, args, strict=False))
     signature = {name: declare(value, (kernel.arg_names.index(name),)) for name, value in given.items()}
-    for parameter in kernel.params:
-        if parameter.do_not_specialize and parameter.name in given:
+    for parameter in kernel.params:  # an integer that the kernel must not know
+        if parameter.do_not_specialize:
             signature[parameter.name] = "i32"
             constants.pop((kernel.arg_names.index(parameter.name),), None)
     chosen = {name: options[name] for name in OPTIONS if name in options}
@@ -115,11 +115,11 @@ def disassemble(compiled):
 
 
 def main_loop(instructions, labels):
-    """The loop with the most exponentials among those without a loop in them."""
+    """The loop over tokens: that with the most exponentials among those that load, and have no such loop in them."""
     loops = []
     for end, instruction in enumerate(instructions):
         target = re.search(r"^BRA.*\((\.L_\S+)\)", instruction)
-        if target and labels[target[1]] < end:
+        if target and any(i.startswith("LDG") for i in instructions[labels[target[1]] : end]):
             loops.append((labels[target[1]], end))
     inner = [(a, z) for a, z in loops if not any(a <= b and y <= z and (a, z) != (b, y) for b, y in loops)]
     bodies = [instructions[a : z + 1] for a, z in inner]
