@@ -84,7 +84,7 @@ def main() -> None:
 
         right = run_stages(arguments.out, arguments.minutes, arguments.stages, rehearse=arguments.rehearse)
         sys.exit(0 if right else 1)
-    if min(*arguments.img_size, *arguments.batch_size, arguments.rounds) < 1:
+    if arguments.command != "baselines" and min(*arguments.img_size, *arguments.batch_size, arguments.rounds) < 1:
         raise UserError("--img-size, --batch-size and --rounds must be at least 1")
     print(f"PyTorch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads, amp {arguments.amp}")
     draw: Callable[[Path], None]
