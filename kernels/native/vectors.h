@@ -203,16 +203,18 @@ static VIM_INLINE void exp2_in_range(Vec* x) {
   for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 1.0f;
   for (int i = 0; i < M; ++i)
     x[i] = reinterpret_cast<Vec>(_mm512_scalef_ps(reinterpret_cast<__m512>(p[i]), reinterpret_cast<__m512>(x[i])));
-#elif VIM_LANES == 8
-  // The floats 2^(j / 8), less the j << 20 that the shifted number of eighths adds to them besides its exponent.
-  const __m256i roots = _mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a,
-                                          0x3f7744fd, 0x3f7ac0c7);
-  const float rounding = 1572864.0f;  // 1.5 * 2^20: the addition rounds x to an eighth, whose number is the low bits
+#else
+  // 1.5 * 2^20 or 2^23: the addition rounds x to an eighth or an integer, whose number is in the low bits.
+  const float rounding = kLanes == 8 ? 1572864.0f : 12582912.0f;
   Vec shifted[M];
   for (int i = 0; i < M; ++i) {
     shifted[i] = x[i] + rounding;
     f[i] = x[i] - (shifted[i] - rounding);
   }
+#if VIM_LANES == 8
+  // The floats 2^(j / 8), less the j << 20 that the shifted number of eighths adds to them besides its exponent.
+  const __m256i roots = _mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a,
+                                          0x3f7744fd, 0x3f7ac0c7);
   for (int i = 0; i < M; ++i) p[i] = f[i] * 5.550474722e-02f + 2.402574828e-01f;
   for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 6.931471806e-01f;
   for (int i = 0; i < M; ++i) {
@@ -222,12 +224,6 @@ static VIM_INLINE void exp2_in_range(Vec* x) {
     x[i] = power * f[i] * p[i] + power;
   }
 #else
-  const float rounding = 12582912.0f;  // 1.5 * 2^23: the addition rounds x to an integer, kept in the low bits
-  Vec shifted[M];
-  for (int i = 0; i < M; ++i) {
-    shifted[i] = x[i] + rounding;
-    f[i] = x[i] - (shifted[i] - rounding);
-  }
   for (int i = 0; i < M; ++i) p[i] = f[i] * 1.326472707e-03f + 9.671512649e-03f;
   for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 5.550733744e-02f;
   for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 2.402224209e-01f;
@@ -235,6 +231,7 @@ static VIM_INLINE void exp2_in_range(Vec* x) {
   for (int i = 0; i < M; ++i) p[i] = p[i] * f[i] + 1.0f;
   for (int i = 0; i < M; ++i)
     x[i] = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p[i]) + (reinterpret_cast<IntVec>(shifted[i]) << 23));
+#endif
 #endif
 }
 

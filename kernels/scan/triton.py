@@ -56,6 +56,7 @@ def selective_scan(inputs: Inputs, options: Options, *, save: bool) -> tuple[Ten
         forward_kernel[scan.grid](
             *(*scan.inputs, D, start, *scan.ends_of_segments(scan.u, scan.B, backwards=False), *gate),
             *(partial, *out, saved[states] if save else None, last_states[-1], *scan.sizes),
+            once=1,
             FIRST=states.start == 0,
             LAST=states.stop == n,
             **scan.options,
@@ -182,7 +183,7 @@ class _Scan:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        return *self.u.shape[1:], self.B.shape[3], self.segment, self.reverse, 1
+        return *self.u.shape[1:], self.B.shape[3], self.segment, self.reverse
 
     @property
     def options(self) -> dict[str, object]:
@@ -201,7 +202,7 @@ class _Scan:
             return None, None
         ends, steps = self.A.new_empty(b, k, segments, n, d), self.A.new_empty(b, k, segments, d)
         inputs = (x, x.stride(), self.delta, self.delta.stride(), B, B.stride(), self.A, self.delta_bias)
-        ends_kernel[self.grid](*inputs, ends, steps, *self.sizes, BACKWARDS=backwards, **self.options)
+        ends_kernel[self.grid](*inputs, ends, steps, *self.sizes, once=1, BACKWARDS=backwards, **self.options)
         return ends, steps
 
 

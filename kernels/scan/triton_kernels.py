@@ -167,10 +167,10 @@ def ends_kernel(
     tl.store(steps + place * d + channel, total, inside)
 
 
-@triton.jit(do_not_specialize=["once"])
+@triton.jit
 def states_kernel(
     u, u_at, delta, delta_at, B, B_at, C, C_at, A, delta_bias, dy, dy_at, saved, kept, steps, dC, dC_at, dA,
-    k, l, d, g, segment, reverse, once,
+    k, l, d, g, segment, reverse,
     N: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
     SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
@@ -228,11 +228,11 @@ def states_kernel(
     _store_vectors(dA, place * N * d + channel, d, grad_A, inside, N)
 
 
-@triton.jit(do_not_specialize=["once"])
+@triton.jit
 def gradients_kernel(
     u, u_at, delta, delta_at, B, B_at, C, C_at, A, delta_bias, D, dy, dy_at, saved, kept, steps,
     grad_state, ends, end_steps, partial, du, ddelta, du_at, dB, dB_at, dA, dD, dbias, dstate,
-    k, l, d, g, segment, reverse, once, FIRST: tl.constexpr, LAST: tl.constexpr,
+    k, l, d, g, segment, reverse, FIRST: tl.constexpr, LAST: tl.constexpr,
     N: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
     SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
@@ -375,8 +375,8 @@ def _next(x, x_at, step, left, channel, inside):
     hides the latency of the memory.
     """
     if PREFETCHES:
-        some = tl.max(channel, 1)
-        place = x + tl.minimum(left - 1, FAR) * step * x_at + some
+        last_of_lane = tl.max(channel, 1)  # its channels are adjacent: one address fetches them all
+        place = x + tl.minimum(left - 1, FAR) * step * x_at + last_of_lane
         asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.b32 $0, 0;"
         tl.inline_asm_elementwise(asm, "=r,l", [place.to(tl.int64)], tl.int32, is_pure=False, pack=1)
     x += tl.where(left > 1, step, 0) * x_at

@@ -5,7 +5,6 @@ from vim.measure.compare import Row, plot, show
 from vim.measure.flops import FORMULAS, Cost, Counts, cost_of, count
 from vim.measure.models import PASSES, compare_imports, compare_models
 from vim.measure.ops import compare_layouts, compare_routes, compare_scans, compare_ssd
-from vim.measure.overview import compare_everything, compare_with_peers
 from vim.measure.videos import compare_clips, compare_decoding
 
 __all__ = [
@@ -18,14 +17,12 @@ __all__ = [
     "compare_baselines",
     "compare_clips",
     "compare_decoding",
-    "compare_everything",
     "compare_imports",
     "compare_models",
     "compare_layouts",
     "compare_routes",
     "compare_scans",
     "compare_ssd",
-    "compare_with_peers",
     "cost_of",
     "count",
     "plot",
